@@ -1,0 +1,1 @@
+"""Pure torch numerics of compression: no model, no orchestrator, no runtime is known here."""

@@ -1,0 +1,140 @@
+"""TACO's gradual transfer: prune half of what remains, recover by distillation, repeat.
+
+Kurtic, Hoefler, Alistarh, "TACO: Task-Aware COmpression" (arXiv 2303.14409): layer-wise pruning
+with the task's own Hessians, alternated with distillation from the dense specialist. A rung's
+outcome does not depend on the rungs above it, so ladders to 75 % and to 90 % share their first.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from compression.allocation import uniform
+from compression.masks import parse_pattern
+from compression.prune import prune_layers
+from compression.recovery import Draw, RecoverySettings, divergence, recover
+from compression.sequential import Batch, Progress, SegmentLike
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderSettings:
+    """What the ladder climbs to and how; ``rungs`` None takes :func:`halving_rungs`."""
+
+    sparsity: float
+    pattern: str
+    rungs: tuple[float, ...] | None
+    rel_damp: float
+    max_rows: int | None
+    recovery: RecoverySettings
+
+
+def halving_rungs(sparsity: float) -> tuple[float, ...]:
+    """Sparsities that halve what remains down to the target; the last step may be up to 2.5 times.
+
+    0.5 -> (0.5,); 0.75 -> (0.5, 0.75); 0.9 -> (0.5, 0.75, 0.9); 0.95 -> (0.5, 0.75, 0.875, 0.95).
+    """
+    density, rungs = 1.0, []
+    while density / 2 > 1.3 * (1 - sparsity):
+        density /= 2
+        rungs.append(1 - density)
+    return (*rungs, sparsity)
+
+
+def climb(
+    model: nn.Module,
+    teacher: nn.Module,
+    segments: Sequence[SegmentLike],
+    *,
+    layers: Sequence[str],
+    dense: Collection[str],
+    taps: Sequence[str],
+    calibration: Callable[[], Iterable[Batch]],
+    draw: Draw,
+    holdout: Sequence[Batch],
+    settings: LadderSettings,
+    device: torch.device,
+    progress: Progress | None = None,
+    on_rung: Callable[[float, nn.Module], None] | None = None,
+) -> list[dict[str, float]]:
+    """Prune ``model`` in place to the target sparsity, recovering after every rung.
+
+    Args:
+        segments: of ``model``, in execution order. layers: prunable layers, all of them counted.
+        dense: those of them that stay dense. taps: modules compared by SquareHead.
+        calibration: the batches of the Hessians. draw, holdout: see :func:`recover`.
+        on_rung: called with (sparsity, model) after each rung, before the next begins.
+
+    Returns:
+        One dictionary a rung: sparsity reached, sweep loss, kl before and after recovery.
+    """
+    pattern_ratio = parse_pattern(settings.pattern)
+    rungs = settings.rungs
+    if rungs is None:
+        rungs = halving_rungs(settings.sparsity) if pattern_ratio is None else (settings.sparsity,)
+    if settings.sparsity == 0 and pattern_ratio is None:
+        return []
+    sizes = {name: _weights(model, name) for name in layers}
+    report: list[dict[str, float]] = []
+    done, total = 0, len(rungs) * (len(segments) + settings.recovery.steps)
+
+    def advance(base: int) -> Progress | None:
+        if progress is None:
+            return None
+        return lambda k, _, note: progress(base + k, total, note)
+
+    for i, rung in enumerate(rungs):
+        zeros = uniform(sizes, rung, dense=dense)
+        if pattern_ratio is not None:
+            zeros = {name: 0 if name in dense else 1 for name in layers}
+        kept, losses = prune_layers(
+            model,
+            segments,
+            calibration,
+            zeros,
+            pattern=settings.pattern,
+            rel_damp=settings.rel_damp,
+            max_rows=settings.max_rows,
+            progress=advance(done),
+        )
+        done += len(segments)
+        one_shot = divergence(model, teacher, holdout) if holdout else float("nan")
+        recovery = replace(settings.recovery, seed=settings.recovery.seed + i)
+        metrics = {"kl_before": one_shot, "kl_after": one_shot}
+        if recovery.steps:
+            metrics = recover(
+                model,
+                teacher,
+                kept,
+                taps=taps,
+                draw=draw,
+                holdout=holdout,
+                settings=recovery,
+                device=device,
+                progress=advance(done),
+            )
+        done += recovery.steps
+        nonzero = sum(int(model.get_submodule(n).weight.count_nonzero()) for n in layers)  # type: ignore[union-attr,operator]
+        reached = 1 - nonzero / sum(sizes.values())
+        report.append({"sparsity": reached, "sweep_loss": sum(losses.values()), **metrics})
+        if on_rung is not None:
+            on_rung(rung, model)
+    return report
+
+
+def _weights(model: nn.Module, name: str) -> int:
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.numel()
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A deep copy in eval mode whose parameters take no gradient: the teacher beside a student."""
+    twin = copy.deepcopy(model).eval()
+    for parameter in twin.parameters():
+        parameter.requires_grad_(False)
+    return twin

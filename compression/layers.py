@@ -1,0 +1,80 @@
+"""Linear and Conv2d seen as one thing: groups of matrices acting on columns.
+
+Every solver works on W of shape (G, R, C): G groups (1 but for grouped convolutions), R output
+rows a group, C input columns a row. A convolution becomes a matrix by unfolding its input, so
+the layer problem  min ||W X - W' X||^2  is the same for all of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compression.errors import CompressionError
+
+Layer = nn.Linear | nn.Conv2d
+
+
+def as_layer(name: str, module: nn.Module) -> Layer:
+    """Return ``module`` if the solvers can treat it.
+
+    Raises:
+        CompressionError: for any other module, or a Conv2d that pads in a way of its own.
+    """
+    if isinstance(module, nn.Linear):
+        return module
+    if isinstance(module, nn.Conv2d):
+        if type(module).forward is not nn.Conv2d.forward or module.padding_mode != "zeros":
+            raise CompressionError(
+                f"layer {name!r}: {type(module).__name__} pads its input in a way that cannot be "
+                "unfolded; keep it dense (prune.keep_dense)"
+            )
+        return module
+    raise CompressionError(
+        f"layer {name!r}: {type(module).__name__} is neither Linear nor Conv2d; keep it dense"
+    )
+
+
+def matrix_of(layer: Layer) -> Tensor:
+    """The layer's weight as (G, R, C); a view where the layout allows it."""
+    weight = layer.weight.detach()
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+def mask_as_weight(layer: Layer, matrix: Tensor) -> Tensor:
+    """A (G, R, C) matrix back in the shape of the layer's weight."""
+    return matrix.reshape(layer.weight.shape)
+
+
+@torch.no_grad()
+def store(layer: Layer, weight: Tensor, bias: Tensor | None = None) -> None:
+    """Write a (G, R, C) weight and, where given, a (G, R) bias back into the layer."""
+    layer.weight.copy_(mask_as_weight(layer, weight).to(layer.weight.dtype))
+    if bias is not None and layer.bias is not None:
+        layer.bias.copy_(bias.reshape(-1).to(layer.bias.dtype))
+
+
+def columns_of(layer: Layer, x: Tensor) -> Tensor:
+    """Inputs of the layer as the columns its matrix multiplies: (G, N, C).
+
+    N counts samples times positions. For a Linear layer ``x`` is (..., in); for a Conv2d it is
+    (B, channels, height, width) and every output position gives one column.
+    """
+    if isinstance(layer, nn.Linear):
+        return x.reshape(1, -1, x.shape[-1])
+    if layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "valid"):
+        s, t = layer.stride
+        x = x[:, :, ::s, ::t]
+        b, c, h, w = x.shape
+        # (B, G, C, HW) -> (G, B*HW, C)
+        columns = x.reshape(b, layer.groups, c // layer.groups, h * w)
+    else:
+        padding = layer._reversed_padding_repeated_twice  # F.pad order, 'same' and 'valid' included
+        unfolded = F.unfold(
+            F.pad(x, padding), layer.kernel_size, dilation=layer.dilation, stride=layer.stride
+        )  # (B, channels*kh*kw, L)
+        b, rows, positions = unfolded.shape
+        columns = unfolded.reshape(b, layer.groups, rows // layer.groups, positions)
+    return columns.permute(1, 0, 3, 2).reshape(layer.groups, -1, columns.shape[2])

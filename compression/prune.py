@@ -1,0 +1,84 @@
+"""Task-aware layer-wise pruning: the sweep over every layer of the body, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from compression.hessian import HessianAccumulator, factorise
+from compression.layers import Layer, mask_as_weight, matrix_of, store
+from compression.masks import MaskRule, NofM, Unstructured, parse_pattern
+from compression.sequential import Batch, Progress, SegmentLike, walk
+from compression.sweep import sweep
+
+
+def zeros_of(layer: nn.Module) -> Tensor:
+    """True where the layer's weight is exactly zero; the weight's shape."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach() == 0
+
+
+def masks_of(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
+    """Kept weights (True) of the named layers, read from their zeros."""
+    return {name: ~zeros_of(model.get_submodule(name)) for name in names}
+
+
+def prune_layers(
+    model: nn.Module,
+    segments: Sequence[SegmentLike],
+    calibration: Callable[[], Iterable[Batch]],
+    zeros: Mapping[str, int],
+    *,
+    pattern: str = "unstructured",
+    rel_damp: float = 0.01,
+    max_rows: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Prune in place to the asked zeros a layer; weights that are zero already stay zero.
+
+    Args:
+        zeros: zeros a layer; a layer asked for 0 is left as it is. With an N:M ``pattern`` the
+            pattern decides and a positive entry only says that the layer takes part.
+
+    Returns:
+        kept weights a layer (bool, the weight's shape) and the sweep's loss a layer.
+    """
+    ratio = parse_pattern(pattern)
+    wanted = [name for name, count in zeros.items() if count > 0]
+    kept: dict[str, Tensor] = {}
+    losses: dict[str, float] = {}
+
+    def visit(name: str, layer: Layer, accumulator: HessianAccumulator) -> None:
+        assert accumulator.hessian is not None
+        weight = matrix_of(layer)
+        held = weight == 0
+        rule: MaskRule
+        if ratio is None:
+            rule = Unstructured(max(zeros[name], int(held.sum())), held)
+        else:
+            rule = NofM(*ratio, held)
+        factor = factorise(
+            accumulator.hessian, rel_damp=rel_damp, layer=name, samples=accumulator.samples
+        )
+        bias = None
+        if layer.bias is not None:
+            bias = layer.bias.detach().reshape(weight.shape[:2])
+        result = sweep(weight, factor, rule, bias=bias)
+        store(layer, result.weight, result.bias)
+        kept[name] = mask_as_weight(layer, result.kept)
+        losses[name] = result.loss
+
+    walk(model, segments, calibration, wanted, visit, max_rows=max_rows, progress=progress)
+    return kept, losses
+
+
+@torch.no_grad()
+def hold(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
+    """Set the removed weights to zero again (after an optimiser's step)."""
+    for name, mask in kept.items():
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        weight.mul_(mask)

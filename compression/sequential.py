@@ -1,0 +1,192 @@
+"""Block-sequential walks: each segment sees inputs made by the already compressed prefix.
+
+One segment's Hessians and one position's activations are held at a time, so memory does not grow
+with depth. Where a segment's input is the previous one's output, it is computed from that alone;
+where something lies between (a norm before a downsampling convolution), the prefix is run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from compression.errors import CompressionError
+from compression.hessian import HessianAccumulator
+from compression.layers import Layer, as_layer
+
+Batch = tuple[Tensor, ...]
+Visit = Callable[[str, Layer, HessianAccumulator], None]
+Progress = Callable[[int, int, str], None]
+
+
+class SegmentLike(Protocol):
+    """A named piece of the model, run in the order given."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def module(self) -> nn.Module: ...
+
+
+class _Reached(Exception):
+    """Raised by a hook to end a forward pass once the wanted input is in hand."""
+
+
+@dataclass
+class _Call:
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def layers_of(segment: SegmentLike, wanted: Collection[str]) -> dict[str, Layer]:
+    """Qualified name -> layer for the wanted Linear and Conv2d layers inside a segment."""
+    found: dict[str, Layer] = {}
+    for inner, module in segment.module.named_modules():
+        name = f"{segment.name}.{inner}" if inner else segment.name
+        if name in wanted:
+            found[name] = as_layer(name, module)
+    return found
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple | list) else value
+
+
+def _capture(model: nn.Module, module: nn.Module, batch: Batch) -> _Call:
+    """The call that ``module`` receives when the model runs on ``batch``."""
+    calls: list[_Call] = []
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(_Call(args, kwargs))
+        raise _Reached
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        model(*batch)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    if not calls:
+        raise CompressionError(f"segment {type(module).__name__} is not reached by the model")
+    return calls[0]
+
+
+def _chained(model: nn.Module, segments: Sequence[SegmentLike], batch: Batch) -> list[bool]:
+    """Whether each segment's first argument is its predecessor's output and the rest unchanged."""
+    seen: dict[int, tuple[_Call, Any]] = {}
+    handles = []
+    for i, segment in enumerate(segments):
+
+        def hook(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, i: int = i
+        ) -> None:
+            seen[i] = (_Call(args, kwargs), out)
+
+        handles.append(segment.module.register_forward_hook(hook, with_kwargs=True))
+    try:
+        model(*batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    chained = [False]
+    for i in range(1, len(segments)):
+        if i not in seen or i - 1 not in seen:
+            raise CompressionError(f"segment {segments[i].name!r} is not reached by the model")
+        (before, out), (after, _) = seen[i - 1], seen[i]
+        rest_before = [*before.args[1:], *before.kwargs.values()]
+        rest_after = [*after.args[1:], *after.kwargs.values()]
+        chained.append(
+            bool(after.args)
+            and after.args[0] is _first(out)
+            and before.kwargs.keys() == after.kwargs.keys()
+            and len(rest_before) == len(rest_after)
+            and all(a is b for a, b in zip(rest_before, rest_after, strict=True))
+        )
+    return chained
+
+
+@torch.no_grad()
+def walk(
+    model: nn.Module,
+    segments: Sequence[SegmentLike],
+    calibration: Callable[[], Iterable[Batch]],
+    wanted: Collection[str],
+    visit: Visit,
+    *,
+    max_rows: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Visit every wanted layer with its Hessian, each segment after all before it were visited.
+
+    Args:
+        model: called as ``model(*batch)``; in eval mode, changed in place by ``visit``.
+        segments: in execution order.
+        calibration: gives the same batches each time it is called; batches without padding.
+        wanted: qualified layer names.
+        visit: called with (name, layer, accumulator); may write the layer's weights.
+        max_rows: columns a batch gives a layer at most (evenly thinned above).
+        progress: called with (done, total, name).
+
+    Raises:
+        CompressionError: when a wanted layer lies in no segment or is never run.
+    """
+    missing = set(wanted) - {n for s in segments for n in layers_of(s, wanted)}
+    if missing:
+        raise CompressionError(f"layer {sorted(missing)[0]!r} lies in no segment of the model")
+    first_batch = next(iter(calibration()), None)
+    if first_batch is None:
+        raise CompressionError("calibration gives no batch: at least one example is needed")
+    chained = _chained(model, segments, first_batch)
+    needed = [bool(layers_of(s, wanted)) for s in segments]
+    last = max((i for i, n in enumerate(needed) if n), default=-1)
+
+    calls: list[_Call] = []
+    for i, segment in enumerate(segments[: last + 1]):
+        if not (chained[i] and calls):
+            # something lies between: run the compressed prefix again, up to this segment
+            calls = []
+            if needed[i] or chained[i + 1 : i + 2] == [True]:
+                calls = [_capture(model, segment.module, batch) for batch in calibration()]
+        if needed[i]:
+            _visit_segment(segment, calls, wanted, visit, max_rows)
+        if progress is not None:
+            progress(i + 1, last + 1, segment.name)
+        if i < last and chained[i + 1] and calls:
+            for call in calls:  # outputs of the compressed segment become the next one's inputs
+                out = _first(segment.module(*call.args, **call.kwargs))
+                call.args = (out, *call.args[1:])
+        else:
+            calls = []
+
+
+def _visit_segment(
+    segment: SegmentLike,
+    calls: Sequence[_Call],
+    wanted: Collection[str],
+    visit: Visit,
+    max_rows: int | None,
+) -> None:
+    layers = layers_of(segment, wanted)
+    accumulators = {n: HessianAccumulator(layer, max_rows=max_rows) for n, layer in layers.items()}
+    handles = []
+    for name, layer in layers.items():
+
+        def hook(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+            accumulators[name].add(args[0])
+
+        handles.append(layer.register_forward_pre_hook(hook))
+    try:
+        for call in calls:
+            segment.module(*call.args, **call.kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, layer in layers.items():
+        if accumulators[name].samples == 0:
+            raise CompressionError(f"layer {name!r} is never run by its segment; keep it dense")
+        visit(name, layer, accumulators.pop(name))  # freed as soon as it is solved

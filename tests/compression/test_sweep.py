@@ -1,0 +1,218 @@
+"""Oracles of the column sweep: exact counts, the loss identity, the least-squares bound."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from compression.errors import CholeskyError, CompressionError
+from compression.grids import row_grid
+from compression.hessian import HessianAccumulator, damp, factorise, layer_loss
+from compression.layers import columns_of, matrix_of
+from compression.masks import Fixed, NofM, Unstructured, parse_pattern
+from compression.obs import exact_obs, masked_least_squares
+from compression.sweep import sweep
+
+F64 = torch.float64
+
+
+def problem(generator, rows=12, columns=40, samples=200, groups=1):
+    """A correlated layer problem in float64: weight (G,R,C), Hessian (G,C,C)."""
+    mix = torch.randn(groups, columns, columns, generator=generator, dtype=F64)
+    x = torch.randn(groups, samples, columns, generator=generator, dtype=F64) @ mix
+    weight = torch.randn(groups, rows, columns, generator=generator, dtype=F64)
+    return weight, 2 / samples * x.mT @ x
+
+
+def factor_of(hessian, rel_damp=0.01):
+    return factorise(hessian, rel_damp=rel_damp, layer="layer", samples=1)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("block", [7, 16, 128])
+def test_reported_loss_is_the_quadratic_form(generator, groups, block):
+    weight, hessian = problem(generator, groups=groups)
+    factor = factor_of(hessian)
+    swept = sweep(weight, factor, Unstructured(weight.numel() // 2), block_columns=block)
+    direct = float(layer_loss(swept.weight - weight, factor.damped))
+    assert swept.loss == pytest.approx(direct, rel=1e-9)
+
+
+def test_factor_inverts_the_damped_hessian(generator):
+    _, hessian = problem(generator, groups=2)
+    factor = factor_of(hessian)
+    identity = factor.upper.mT @ factor.upper @ factor.damped
+    assert torch.allclose(identity, torch.eye(40, dtype=F64).expand_as(identity), atol=1e-8)
+    assert torch.equal(factor.upper, factor.upper.triu())
+
+
+@pytest.mark.parametrize("zeros", [0, 1, 97, 240, 479, 480])
+def test_counts_are_exact(generator, zeros):
+    weight, hessian = problem(generator)
+    swept = sweep(weight, factor_of(hessian), Unstructured(zeros), block_columns=16)
+    assert int((~swept.kept).sum()) == zeros
+    assert int((swept.weight == 0).sum()) == zeros
+    if zeros == 0:
+        assert torch.equal(swept.weight, weight)
+
+
+@pytest.mark.parametrize("n,m", [(2, 4), (1, 4), (4, 8), (1, 3)])
+def test_n_of_m_keeps_n_in_every_group(generator, n, m):
+    weight, hessian = problem(generator, columns=48)
+    swept = sweep(weight, factor_of(hessian), NofM(n, m), block_columns=20)
+    assert bool((swept.kept.unflatten(-1, (-1, m)).sum(-1) == n).all())
+
+
+def test_n_of_m_leaves_a_short_tail_dense(generator):
+    weight, hessian = problem(generator, columns=10)
+    swept = sweep(weight, factor_of(hessian), NofM(2, 4))
+    assert bool(swept.kept[..., 8:].all())
+
+
+def test_never_below_the_least_squares_optimum_and_close_to_it(generator):
+    weight, hessian = problem(generator)
+    factor = factor_of(hessian)
+    swept = sweep(weight, factor, Unstructured(240))
+    best = masked_least_squares(weight[0], factor.damped[0], swept.kept[0])
+    optimum = float(layer_loss(best[None] - weight, factor.damped))
+    plain = float(layer_loss(weight * swept.kept - weight, factor.damped))
+    largest = weight.abs() >= weight.abs().flatten().kthvalue(241).values
+    magnitude = float(layer_loss(weight * largest - weight, factor.damped))
+    assert optimum <= swept.loss * (1 + 1e-9)
+    assert swept.loss < plain
+    assert swept.loss < magnitude
+
+
+def test_matches_exact_obs_where_nothing_is_correlated(generator):
+    weight = torch.randn(1, 6, 20, generator=generator, dtype=F64)
+    hessian = torch.diag_embed(torch.rand(1, 20, generator=generator, dtype=F64) + 0.1)
+    factor = factor_of(hessian, rel_damp=0.0)
+    swept = sweep(weight, factor, Unstructured(60))
+    _, kept, loss = exact_obs(weight[0], factor.damped[0], 60)
+    assert torch.equal(swept.kept[0], kept)
+    assert swept.loss == pytest.approx(loss, rel=1e-12)
+
+
+def test_exact_obs_first_step_is_brute_force(generator):
+    weight, hessian = problem(generator, rows=1, columns=6)
+    damped, _ = damp(hessian, 0.01)
+    _, kept, loss = exact_obs(weight[0], damped[0], 1)
+    losses = []
+    for p in range(6):
+        mask = torch.ones(1, 6, dtype=torch.bool)
+        mask[0, p] = False
+        solved = masked_least_squares(weight[0], damped[0], mask)
+        losses.append(float(layer_loss(solved[None] - weight, damped)))
+    assert loss == pytest.approx(min(losses), rel=1e-9)
+    assert int((~kept).nonzero()[0, 1]) == losses.index(min(losses))
+
+
+def test_exact_obs_beats_the_sweep_on_a_small_layer(generator):
+    weight, hessian = problem(generator)
+    factor = factor_of(hessian)
+    swept = sweep(weight, factor, Unstructured(240))
+    _, kept, loss = exact_obs(weight[0], factor.damped[0], 240)
+    assert int((~kept).sum()) == 240
+    assert loss <= swept.loss
+
+
+def test_held_zeros_stay_and_count(generator):
+    weight, hessian = problem(generator)
+    factor = factor_of(hessian)
+    first = sweep(weight, factor, Unstructured(200))
+    second = sweep(first.weight, factor, Unstructured(300, ~first.kept))
+    assert int((~second.kept).sum()) == 300
+    assert not bool((second.kept & ~first.kept).any())
+    with pytest.raises(CompressionError, match="200 of them held"):
+        sweep(first.weight, factor, Unstructured(100, ~first.kept))
+
+
+def test_rounding_lands_on_the_grid_and_beats_nearest(generator):
+    weight, hessian = problem(generator)
+    factor = factor_of(hessian)
+    grid = row_grid(weight, bits=4)
+    kept = torch.rand(weight.shape, generator=generator) > 0.5
+    masked = weight * kept
+    swept = sweep(masked, factor, Fixed(kept), grid=grid)
+    assert torch.equal(swept.weight, grid.nearest(swept.weight))
+    assert bool((swept.weight[~kept] == 0).all())
+    nearest = float(layer_loss(grid.nearest(masked) - masked, factor.damped))
+    assert swept.loss < nearest
+
+
+def test_bias_column_takes_up_the_mean_shift(generator):
+    layer = nn.Linear(30, 8, dtype=F64)
+    x = torch.randn(400, 30, generator=generator, dtype=F64) + 3.0
+    accumulator = HessianAccumulator(layer)
+    accumulator.add(x)
+    factor = factor_of(accumulator.hessian, rel_damp=1e-6)
+    bias = layer.bias.detach()[None]
+    swept = sweep(matrix_of(layer), factor, Unstructured(120), bias=bias)
+    before = layer(x)
+    after = x @ swept.weight[0].T + swept.bias[0]
+    shift = (after - before).mean(0).abs().max()
+    assert shift < 1e-3 * before.std()
+
+
+def test_dead_inputs_lose_their_weights_for_free(generator):
+    layer = nn.Linear(10, 4, bias=False, dtype=F64)
+    x = torch.randn(50, 10, generator=generator, dtype=F64)
+    x[:, 3] = 0
+    accumulator = HessianAccumulator(layer)
+    accumulator.add(x)
+    swept = sweep(matrix_of(layer), factor_of(accumulator.hessian), Unstructured(4))
+    assert bool((swept.weight[..., 3] == 0).all())
+    assert swept.loss == 0.0
+
+
+@pytest.mark.parametrize("split", [1, 4])
+def test_hessian_streams(generator, split):
+    layer = nn.Linear(7, 3, bias=False, dtype=F64)
+    x = torch.randn(64, 7, generator=generator, dtype=F64)
+    accumulator = HessianAccumulator(layer)
+    for part in x.split(64 // split):
+        accumulator.add(part)
+    assert accumulator.samples == 64
+    assert torch.allclose(accumulator.hessian[0], 2 / 64 * x.T @ x)
+
+
+CONVS = [
+    nn.Conv2d(6, 8, 1, stride=2),
+    nn.Conv2d(6, 8, 3, padding=1),
+    nn.Conv2d(6, 9, 3, stride=2, groups=3, bias=False),
+    nn.Conv2d(6, 6, 3, padding=2, dilation=2, groups=6),
+    nn.Conv2d(6, 4, (3, 1), padding="same"),
+    nn.Conv2d(6, 12, 1, groups=2),
+]
+
+
+@pytest.mark.parametrize("conv", CONVS, ids=str)
+def test_columns_times_matrix_is_the_convolution(generator, conv):
+    conv = conv.double()
+    x = torch.randn(2, 6, 9, 7, generator=generator, dtype=F64)
+    y = conv(x)
+    product = columns_of(conv, x) @ matrix_of(conv).mT  # (G, B*L, R)
+    ours = product.permute(0, 2, 1).reshape(y.shape[1], 2, *y.shape[2:]).transpose(0, 1)
+    if conv.bias is not None:
+        ours = ours + conv.bias[:, None, None]
+    assert torch.allclose(ours, y)
+
+
+def test_failed_cholesky_names_the_layer():
+    hessian = -torch.eye(4, dtype=F64)[None]
+    with pytest.raises(CholeskyError, match=r"layer 'blocks\.0\.fc'.*7 samples.*rel_damp=0\.01"):
+        factorise(hessian, rel_damp=0.01, layer="blocks.0.fc", samples=7)
+
+
+def test_sweep_is_bitwise_deterministic(generator):
+    weight, hessian = problem(generator)
+    factor = factor_of(hessian)
+    one, two = (sweep(weight, factor, Unstructured(240)) for _ in range(2))
+    assert torch.equal(one.weight, two.weight)
+
+
+@pytest.mark.parametrize("pattern", ["5:4", "0:4", "4:4", "half", "2-4", ""])
+def test_bad_patterns(pattern):
+    with pytest.raises(CompressionError, match="pattern"):
+        parse_pattern(pattern)

@@ -29,7 +29,7 @@ class LadderSettings:
     pattern: str
     rungs: tuple[float, ...] | None
     rel_damp: float
-    max_rows: int | None
+    rows_per_column: float | None
     recovery: RecoverySettings
 
 
@@ -98,7 +98,7 @@ def climb(
             zeros,
             pattern=settings.pattern,
             rel_damp=settings.rel_damp,
-            max_rows=settings.max_rows,
+            rows_per_column=settings.rows_per_column,
             progress=advance(done),
         )
         done += len(segments)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from compression.hessian import HessianAccumulator, factorise
+from compression.hessian import HessianAccumulator, factorise, layer_loss
 from compression.layers import Layer, mask_as_weight, matrix_of, store
 from compression.masks import MaskRule, NofM, Unstructured, parse_pattern
+from compression.refine import refine
 from compression.sequential import Batch, Progress, SegmentLike, walk
 from compression.sweep import sweep
 
@@ -34,7 +35,7 @@ def prune_layers(
     *,
     pattern: str = "unstructured",
     rel_damp: float = 0.01,
-    max_rows: int | None = None,
+    rows_per_column: float | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Prune in place to the asked zeros a layer; weights that are zero already stay zero.
@@ -44,7 +45,7 @@ def prune_layers(
             pattern decides and a positive entry only says that the layer takes part.
 
     Returns:
-        kept weights a layer (bool, the weight's shape) and the sweep's loss a layer.
+        kept weights a layer (bool, the weight's shape) and the loss 1/2 tr(dW H dW^T) a layer.
     """
     ratio = parse_pattern(pattern)
     wanted = [name for name, count in zeros.items() if count > 0]
@@ -66,12 +67,20 @@ def prune_layers(
         bias = None
         if layer.bias is not None:
             bias = layer.bias.detach().reshape(weight.shape[:2])
-        result = sweep(weight, factor, rule, bias=bias)
-        store(layer, result.weight, result.bias)
-        kept[name] = mask_as_weight(layer, result.kept)
-        losses[name] = result.loss
+        swept = sweep(weight, factor, rule, bias=bias)
+        start, original, free = swept.weight, weight.to(swept.weight.dtype), swept.kept
+        if bias is not None and swept.bias is not None:
+            start = torch.cat([start, swept.bias[..., None]], dim=-1)
+            original = torch.cat([original, bias.to(start.dtype)[..., None]], dim=-1)
+            free = torch.cat([free, torch.ones_like(free[..., :1])], dim=-1)
+        original = original.masked_fill(factor.dead[:, None], 0.0)  # unused inputs stay at zero
+        solved = refine(start, original, factor.damped, free)
+        columns = weight.shape[-1]
+        store(layer, solved[..., :columns], solved[..., columns] if bias is not None else None)
+        kept[name] = mask_as_weight(layer, swept.kept)
+        losses[name] = float(layer_loss(solved - original, factor.damped))
 
-    walk(model, segments, calibration, wanted, visit, max_rows=max_rows, progress=progress)
+    walk(model, segments, calibration, wanted, visit, rows_per_column=rows_per_column, progress=progress)
     return kept, losses
 
 

@@ -23,7 +23,7 @@ def quantize_weights(
     *,
     bits: int = 8,
     rel_damp: float = 0.01,
-    max_rows: int | None = None,
+    rows_per_column: float | None = None,
     progress: Progress | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Round the named layers in place to a symmetric grid an output channel, errors compensated.
@@ -53,7 +53,7 @@ def quantize_weights(
         store(layer, integers * scale, result.bias)
         grids[name] = (mask_as_weight(layer, integers).cpu(), scale.reshape(-1).cpu())
 
-    walk(model, segments, calibration, list(layers), visit, max_rows=max_rows, progress=progress)
+    walk(model, segments, calibration, list(layers), visit, rows_per_column=rows_per_column, progress=progress)
     return grids
 
 

@@ -7,6 +7,7 @@ where something lies between (a norm before a downsampling convolution), the pre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 
 from compression.errors import CompressionError
 from compression.hessian import HessianAccumulator
-from compression.layers import Layer, as_layer
+from compression.layers import Layer, as_layer, matrix_of
 
 Batch = tuple[Tensor, ...]
 Visit = Callable[[str, Layer, HessianAccumulator], None]
 Progress = Callable[[int, int, str], None]
+
+_FEWEST_ROWS = 4096  # thinning never goes below this many inputs a layer
 
 
 class SegmentLike(Protocol):
@@ -118,7 +121,7 @@ def walk(
     wanted: Collection[str],
     visit: Visit,
     *,
-    max_rows: int | None = None,
+    rows_per_column: float | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Visit every wanted layer with its Hessian, each segment after all before it were visited.
@@ -129,7 +132,8 @@ def walk(
         calibration: gives the same batches each time it is called; batches without padding.
         wanted: qualified layer names.
         visit: called with (name, layer, accumulator); may write the layer's weights.
-        max_rows: columns a batch gives a layer at most (evenly thinned above).
+        rows_per_column: inputs a layer's Hessian takes in all, as a multiple of its size; evenly
+            thinned above (neighbouring positions of an image say nearly the same). None: all.
         progress: called with (done, total, name).
 
     Raises:
@@ -153,7 +157,7 @@ def walk(
             if needed[i] or chained[i + 1 : i + 2] == [True]:
                 calls = [_capture(model, segment.module, batch) for batch in calibration()]
         if needed[i]:
-            _visit_segment(segment, calls, wanted, visit, max_rows)
+            _visit_segment(segment, calls, wanted, visit, rows_per_column)
         if progress is not None:
             progress(i + 1, last + 1, segment.name)
         if i < last and chained[i + 1] and calls:
@@ -164,15 +168,25 @@ def walk(
             calls = []
 
 
+def _rows_a_batch(layer: Layer, rows_per_column: float | None, batches: int) -> int | None:
+    if rows_per_column is None:
+        return None
+    columns = matrix_of(layer).shape[-1]
+    return max(1, math.ceil(max(_FEWEST_ROWS, rows_per_column * columns) / batches))
+
+
 def _visit_segment(
     segment: SegmentLike,
     calls: Sequence[_Call],
     wanted: Collection[str],
     visit: Visit,
-    max_rows: int | None,
+    rows_per_column: float | None,
 ) -> None:
     layers = layers_of(segment, wanted)
-    accumulators = {n: HessianAccumulator(layer, max_rows=max_rows) for n, layer in layers.items()}
+    accumulators = {
+        name: HessianAccumulator(layer, max_rows=_rows_a_batch(layer, rows_per_column, len(calls)))
+        for name, layer in layers.items()
+    }
     handles = []
     for name, layer in layers.items():
 

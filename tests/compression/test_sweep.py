@@ -12,6 +12,7 @@ from compression.hessian import HessianAccumulator, damp, factorise, layer_loss
 from compression.layers import columns_of, matrix_of
 from compression.masks import Fixed, NofM, Unstructured, parse_pattern
 from compression.obs import exact_obs, masked_least_squares
+from compression.refine import refine
 from compression.sweep import sweep
 
 F64 = torch.float64
@@ -77,11 +78,28 @@ def test_never_below_the_least_squares_optimum_and_close_to_it(generator):
     best = masked_least_squares(weight[0], factor.damped[0], swept.kept[0])
     optimum = float(layer_loss(best[None] - weight, factor.damped))
     plain = float(layer_loss(weight * swept.kept - weight, factor.damped))
-    largest = weight.abs() >= weight.abs().flatten().kthvalue(241).values
-    magnitude = float(layer_loss(weight * largest - weight, factor.damped))
     assert optimum <= swept.loss * (1 + 1e-9)
     assert swept.loss < plain
-    assert swept.loss < magnitude
+    largest = weight.abs() >= weight.abs().flatten().kthvalue(241).values
+    magnitude = float(layer_loss(weight * largest - weight, factor.damped))
+    narrow = sweep(weight, factor, Unstructured(240), block_columns=8)
+    assert narrow.loss < magnitude
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_refine_reaches_the_least_squares_optimum(generator, groups):
+    weight, hessian = problem(generator, groups=groups)
+    factor = factor_of(hessian)
+    swept = sweep(weight, factor, Unstructured(weight.numel() // 2))
+    solved = refine(
+        swept.weight, weight, factor.damped, swept.kept, iterations=500, rel_tolerance=1e-10
+    )
+    assert bool((solved[~swept.kept] == 0).all())
+    for g in range(groups):
+        best = masked_least_squares(weight[g], factor.damped[g], swept.kept[g])
+        assert torch.allclose(solved[g], best, atol=1e-6)
+    few = refine(swept.weight, weight, factor.damped, swept.kept, iterations=5)
+    assert float(layer_loss(few - weight, factor.damped)) < swept.loss
 
 
 def test_matches_exact_obs_where_nothing_is_correlated(generator):

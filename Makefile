@@ -1,0 +1,57 @@
+# Everything runs from a bare checkout: each target builds .venv first where it is missing or out of date.
+# Nothing here names a package registry: pip's own configuration does.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+# The first interpreter that really runs and is 3.11 or newer (a name on PATH may be an empty shim).
+PYTHON ?= $(shell for p in python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+BIN := .venv/bin
+STAMP := .venv/.winnow-installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO_OUT ?= runs/demo
+PYTEST_ARGS ?=
+
+.PHONY: help setup demo test test-all lint format ui clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: $(STAMP)  ## build .venv, nothing else (instant when it is up to date)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make setup: no Python 3.11 or newer on PATH; install one or name one with make PYTHON=..." >&2; exit 2; }
+	@rm -f $(STAMP)
+	@echo "setting up .venv from constraints.txt with $(PYTHON) (the first time takes minutes)"
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet -c constraints.txt setuptools
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[demo,dev]'
+	@rm -rf winnow.egg-info build
+	@touch $(STAMP)
+
+demo: setup  ## the main job: recipes/intents.yaml into runs/demo
+	$(BIN)/winnow specialize recipes/intents.yaml --out $(DEMO_OUT)
+
+test: setup  ## the quick tests
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: setup  ## every test, the slow ones too
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ui: setup  ## the pages: MLflow and Prefect
+	$(BIN)/winnow ui
+
+clean:  ## remove .venv and caches; runs, stores and registries stay
+	rm -rf .venv build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -path ./.git -prune -o -type d -name __pycache__ -print0 | xargs -0 -r rm -rf

@@ -53,7 +53,11 @@ def read(path: Path) -> tuple[Tensor, Tensor, list[str]]:
     with ThreadPoolExecutor() as pool:
         pixels = np.stack(list(pool.map(decode, table[image].to_pylist())))
     labels = torch.tensor(table[label].to_pylist())
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, features[label]["names"]
+    return (
+        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+        labels,
+        features[label]["names"],
+    )
 
 
 def load_teacher(folder: Path) -> nn.Module:
@@ -62,7 +66,9 @@ def load_teacher(folder: Path) -> nn.Module:
     model = timm.create_model(
         config["architecture"], num_classes=config["num_classes"], **config.get("model_args", {})
     )
-    model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+    model.load_state_dict(
+        {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
+    )
     return model.eval().requires_grad_(False)
 
 

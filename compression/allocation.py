@@ -7,7 +7,9 @@ from collections.abc import Collection, Mapping
 from compression.errors import CompressionError
 
 
-def uniform(sizes: Mapping[str, int], sparsity: float, *, dense: Collection[str] = ()) -> dict[str, int]:
+def uniform(
+    sizes: Mapping[str, int], sparsity: float, *, dense: Collection[str] = ()
+) -> dict[str, int]:
     """The same share of zeros in every layer that is not kept ``dense``; the total is exact.
 
     Dense layers count: the others take their share, so that ``round(sparsity * all weights)``

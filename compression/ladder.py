@@ -2,7 +2,8 @@
 
 Kurtic, Hoefler, Alistarh, "TACO: Task-Aware COmpression" (arXiv 2303.14409): layer-wise pruning
 with the task's own Hessians, alternated with distillation from the dense specialist. A rung's
-outcome does not depend on the rungs above it, so ladders to 75 % and to 90 % share their first.
+outcome does not depend on the rungs above it, so ladders to 75 % and to 90 % share their first,
+and each rung can be climbed by a call of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import nn
 
 from compression.allocation import uniform
 from compression.masks import parse_pattern
-from compression.prune import prune_layers
+from compression.prune import prune_layers, zeros_of
 from compression.recovery import Draw, RecoverySettings, divergence, recover
 from compression.sequential import Batch, Progress, SegmentLike
 
@@ -31,6 +32,16 @@ class LadderSettings:
     rel_damp: float
     rows_per_column: float | None
     recovery: RecoverySettings
+
+
+def recovery_at(settings: RecoverySettings, sparsity: float) -> RecoverySettings:
+    """Recovery of one rung: steps in proportion to 1/density, draws of its own.
+
+    ``settings.steps`` is what a half-dense model gets; a tenth as dense one gets five times that,
+    because what is left to recover grows with what was taken. Depends on this rung alone.
+    """
+    steps = round(settings.steps * 0.5 / (1 - sparsity))
+    return replace(settings, steps=steps, seed=settings.seed * 1000 + round(1000 * sparsity))
 
 
 def halving_rungs(sparsity: float) -> tuple[float, ...]:
@@ -63,6 +74,8 @@ def climb(
 ) -> list[dict[str, float]]:
     """Prune ``model`` in place to the target sparsity, recovering after every rung.
 
+    Weights of ``model`` that are zero already stay zero, so a ladder may be climbed in parts.
+
     Args:
         segments: of ``model``, in execution order. layers: prunable layers, all of them counted.
         dense: those of them that stay dense. taps: modules compared by SquareHead.
@@ -80,14 +93,15 @@ def climb(
         return []
     sizes = {name: _weights(model, name) for name in layers}
     report: list[dict[str, float]] = []
-    done, total = 0, len(rungs) * (len(segments) + settings.recovery.steps)
+    recoveries = [recovery_at(settings.recovery, rung) for rung in rungs]
+    done, total = 0, sum(len(segments) + recovery.steps for recovery in recoveries)
 
     def advance(base: int) -> Progress | None:
         if progress is None:
             return None
         return lambda k, _, note: progress(base + k, total, note)
 
-    for i, rung in enumerate(rungs):
+    for rung, recovery in zip(rungs, recoveries, strict=True):
         zeros = uniform(sizes, rung, dense=dense)
         if pattern_ratio is not None:
             zeros = {name: 0 if name in dense else 1 for name in layers}
@@ -103,7 +117,6 @@ def climb(
         )
         done += len(segments)
         one_shot = divergence(model, teacher, holdout) if holdout else float("nan")
-        recovery = replace(settings.recovery, seed=settings.recovery.seed + i)
         metrics = {"kl_before": one_shot, "kl_after": one_shot}
         if recovery.steps:
             metrics = recover(
@@ -118,8 +131,8 @@ def climb(
                 progress=advance(done),
             )
         done += recovery.steps
-        nonzero = sum(int(model.get_submodule(n).weight.count_nonzero()) for n in layers)  # type: ignore[union-attr,operator]
-        reached = 1 - nonzero / sum(sizes.values())
+        zero = sum(int(zeros_of(model.get_submodule(name)).sum()) for name in layers)
+        reached = zero / sum(sizes.values())
         report.append({"sparsity": reached, "sweep_loss": sum(losses.values()), **metrics})
         if on_rung is not None:
             on_rung(rung, model)

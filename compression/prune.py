@@ -80,7 +80,15 @@ def prune_layers(
         kept[name] = mask_as_weight(layer, swept.kept)
         losses[name] = float(layer_loss(solved - original, factor.damped))
 
-    walk(model, segments, calibration, wanted, visit, rows_per_column=rows_per_column, progress=progress)
+    walk(
+        model,
+        segments,
+        calibration,
+        wanted,
+        visit,
+        rows_per_column=rows_per_column,
+        progress=progress,
+    )
     return kept, losses
 
 

@@ -53,7 +53,15 @@ def quantize_weights(
         store(layer, integers * scale, result.bias)
         grids[name] = (mask_as_weight(layer, integers).cpu(), scale.reshape(-1).cpu())
 
-    walk(model, segments, calibration, list(layers), visit, rows_per_column=rows_per_column, progress=progress)
+    walk(
+        model,
+        segments,
+        calibration,
+        list(layers),
+        visit,
+        rows_per_column=rows_per_column,
+        progress=progress,
+    )
     return grids
 
 
@@ -61,9 +69,12 @@ def quantize_weights(
 def quantize_embeddings(
     model: nn.Module, *, bits: int, block: int
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Round every ``nn.Embedding`` in place. Returns name -> (integers (V, D), scales (V, D/block)).
+    """Round every ``nn.Embedding`` in place.
 
-    ``block`` is lowered to the table's width where that is smaller.
+    ``block`` is lowered to the table's width where that is smaller; 0 takes the whole row.
+
+    Returns:
+        name -> (integers int8 (V, D), scales float32 (V, D/block)).
     """
     tables: dict[str, tuple[Tensor, Tensor]] = {}
     for name, module in model.named_modules():

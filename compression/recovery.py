@@ -106,7 +106,18 @@ def recover(
     """
     s = settings
     generator = torch.Generator().manual_seed(s.seed)
-    parameters = [p for p in student.parameters() if p.requires_grad]
+    # embedding tables stay as they are: few of their rows occur in the shots, and an optimiser
+    # over all of them costs more than the rest of the step
+    parameters = [
+        parameter
+        for module in student.modules()
+        if not isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+    ]
+    for parameter in student.parameters():
+        parameter.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
     optimiser = torch.optim.AdamW(parameters, lr=s.lr, weight_decay=s.weight_decay)
     warm = max(1, round(s.warmup * s.steps))
 

@@ -19,6 +19,7 @@ from compression.allocation import uniform
 from compression.masks import parse_pattern
 from compression.prune import prune_layers, zeros_of
 from compression.recovery import Draw, RecoverySettings, divergence, recover
+from compression.schedule import halving_rungs
 from compression.sequential import Batch, Progress, SegmentLike
 
 
@@ -42,18 +43,6 @@ def recovery_at(settings: RecoverySettings, sparsity: float) -> RecoverySettings
     """
     steps = round(settings.steps * 0.5 / (1 - sparsity))
     return replace(settings, steps=steps, seed=settings.seed * 1000 + round(1000 * sparsity))
-
-
-def halving_rungs(sparsity: float) -> tuple[float, ...]:
-    """Sparsities that halve what remains down to the target; the last step may be up to 2.5 times.
-
-    0.5 -> (0.5,); 0.75 -> (0.5, 0.75); 0.9 -> (0.5, 0.75, 0.9); 0.95 -> (0.5, 0.75, 0.875, 0.95).
-    """
-    density, rungs = 1.0, []
-    while density / 2 > 1.3 * (1 - sparsity):
-        density /= 2
-        rungs.append(1 - density)
-    return (*rungs, sparsity)
 
 
 def climb(

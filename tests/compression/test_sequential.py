@@ -12,11 +12,12 @@ from torch import nn
 from compression.allocation import uniform
 from compression.errors import CompressionError
 from compression.hessian import HessianAccumulator
-from compression.ladder import LadderSettings, climb, frozen_copy, halving_rungs
+from compression.ladder import LadderSettings, climb, frozen_copy
 from compression.losses import UNLABELLED, cross_entropy, square_head, temperature_kl
 from compression.prune import masks_of, prune_layers
 from compression.quantize import quantize_embeddings, quantize_weights
 from compression.recovery import RecoverySettings
+from compression.schedule import halving_rungs
 from compression.sequential import walk
 
 

@@ -1,0 +1,290 @@
+"""Drop and nonzero ratio of specialists over generalists, tasks, seeds, sparsities and data.
+
+Runs the stages of `winnow specialize` without Prefect or MLflow, so that it also runs on a GPU
+machine: the ladder of a recipe passes 50 %, 75 % and 90 %, and each rung is quantized, exported
+and scored on the task's test set in ONNX Runtime, as `verify` does.
+
+    python benchmarks/specialists.py plan --assets DIR --home HOME    draws every support set
+    python benchmarks/specialists.py run --home HOME --generalists DIR --out results.jsonl
+    python benchmarks/specialists.py table results.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing as mp
+import os
+import queue
+import sys
+import time
+import traceback
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+RUNGS = (0.5, 0.75, 0.9)
+SEEDS = (0, 1, 2)
+VISION = ("resnet50-tin200", "convnext_nano-tin200", "deit_small-tin200")
+MINILM = "all-MiniLM-L6-v2"
+
+
+def recipe_of(
+    assets: Path, generalist: str, task: str, classes: list[str], seed: int, pool: bool, kind: str
+) -> dict[str, Any]:
+    """The recipe of one row, as `winnow specialize` would read it."""
+    vision = generalist != MINILM
+    data = assets / "data" / ("tiny-imagenet" if vision else "clinc150")
+    return {
+        "name": f"{generalist}-{task}",
+        "generalist": {"source": f"timm:local-dir:GENERALISTS/{generalist}"}
+        if vision
+        else {"source": f"hf:GENERALISTS/{generalist}"},
+        "task": {
+            "train": str(data / "train.parquet"),
+            "test": str(data / "test.parquet"),
+            "classes": classes,
+            "shots": 16,
+            "seed": seed,
+            "unlabelled": "rest" if pool else None,
+        },
+        "prune": {"sparsity": RUNGS[-1], "calibration": kind},
+        "distill": {"steps": 250},
+    }
+
+
+def items(assets: Path) -> list[dict[str, Any]]:
+    """Every row of the study, most wanted first."""
+    tasks = json.loads((assets / "tasks.json").read_text())
+    domains = json.loads((assets / "data" / "clinc150" / "domains.json").read_text())
+    grid = [(g, t, tasks[t]) for g in VISION for t in ("vehicles", "pets")]
+    grid.append((MINILM, "banking", domains["banking"]))
+    found = []
+    for kind, pool in (("task", True), ("task", False), ("generic", True), ("generic", False)):
+        for seed in SEEDS:
+            for generalist, task, classes in grid:
+                row = {"generalist": generalist, "task": task, "seed": seed, "pool": pool}
+                recipe = recipe_of(assets, generalist, task, classes, seed, pool, kind)
+                found.append({**row, "calibration": kind, "recipe": recipe})
+    return found
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Draw the data of every row into HOME and write HOME/plan.json."""
+    os.environ["WINNOW_HOME"] = str(args.home)
+    from tasks.config import Recipe
+    from tasks.prepare import prepare
+
+    rows = items(args.assets)
+    for row in rows:
+        data = prepare.compute(Recipe.model_validate(row["recipe"]))
+        row["data"] = data.model_dump()
+        print(row["generalist"], row["task"], row["seed"], row["pool"], row["calibration"])
+    (args.home / "plan.json").write_text(json.dumps(rows))
+
+
+def specialise(row: dict[str, Any], generalists: Path, jobs: Any) -> None:
+    """One ladder; every rung, and the teacher, becomes a job for the scorers."""
+    from tasks.artifacts import Artifact
+    from tasks.config import Recipe
+    from tasks.load import load
+    from tasks.prune import prune
+    from tasks.quantize import quantize
+    from tasks.teach import teach
+
+    text = json.dumps(row["recipe"]).replace("GENERALISTS", str(generalists))
+    recipe = Recipe.model_validate_json(text)
+    data = Artifact.model_validate(row["data"])
+    generalist = load.compute(recipe)
+    teacher = teach.compute(recipe, data, generalist)
+    names = {key: row[key] for key in ("generalist", "task", "seed", "pool", "calibration")}
+    job = {"recipe": recipe.model_dump(mode="json"), "data": row["data"], **names}
+    job["teacher"] = teacher.model_dump()
+    jobs.put({**job, "sparsity": 0.0, "model": teacher.model_dump()})
+    student = teacher
+    for rung in recipe.rungs:
+        if row["calibration"] == "generic" and rung > 0.75:
+            break  # the comparison is made at 75 %
+        step = recipe.at_rung(rung)
+        student = prune.compute(step, data, teacher, student)
+        solved = quantize.compute(step, data, student)
+        facts = {"sparsity": rung, "rung": student.metrics, "seconds": student.seconds}
+        jobs.put({**job, **facts, "model": solved.model_dump()})
+
+
+def score(job: dict[str, Any]) -> dict[str, Any]:
+    """Export one model and count what it gets right, in ONNX Runtime."""
+    import numpy as np
+
+    from exports.census import census
+    from tasks.artifacts import Artifact
+    from tasks.config import Recipe
+    from tasks.export import export
+    from tasks.measure import logits_of
+    from tasks.splits import load_split
+
+    recipe = Recipe.model_validate(job.pop("recipe"))
+    data = Artifact.model_validate(job.pop("data"))
+    model, teacher = (Artifact.model_validate(job.pop(key)) for key in ("model", "teacher"))
+    graph = export.compute(recipe, data, model)
+    test = load_split(data.folder / "test.parquet")
+    logits = logits_of({"model": graph.folder / "model.onnx"}, graph.folder, test.inputs)["model"]
+    right = logits.argmax(1) == np.array(test.labels)
+    counts = census(graph.folder / "model.onnx", graph.json_file("prunable.json"))
+    facts = {"teacher": teacher.sha256, "n": len(right), "accuracy": float(right.mean())}
+    ratio = counts["prunable"] / max(1, counts["prunable_nonzero"])
+    return {**job, **facts, "nonzero_ratio": ratio, "bytes": counts["bytes"]}
+
+
+def _work(row_queue: Any, jobs: Any, generalists: Path, gpu: int | None, until: float) -> None:
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    while time.time() < until:
+        try:
+            row = row_queue.get_nowait()
+        except queue.Empty:
+            return
+        try:
+            specialise(row, generalists, jobs)
+        except Exception:
+            traceback.print_exc()
+
+
+def _score_all(jobs: Any, results: Any, cores: list[int]) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.sched_setaffinity(0, cores)
+    while (job := jobs.get()) is not None:
+        try:
+            results.put(score(job))
+        except Exception:
+            traceback.print_exc()
+
+
+def run(args: argparse.Namespace) -> None:
+    """Work through HOME/plan.json; finished stages in HOME are reused."""
+    os.environ["WINNOW_HOME"] = str(args.home)
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    context = mp.get_context("spawn")
+    rows, jobs, results = context.Queue(), context.Queue(), context.Queue()
+    done = set()
+    if args.out.exists():
+        done = {_name(json.loads(line)) for line in args.out.read_text().splitlines()}
+    for row in json.loads((args.home / "plan.json").read_text()):
+        last = 0.75 if row["calibration"] == "generic" else RUNGS[-1]
+        wanted = all(part in _name(row) for part in args.only)
+        if wanted and (*_name(row)[:-1], last) not in done:
+            rows.put(row)
+    until = time.time() + 60 * args.minutes
+    gpus = [int(gpu) for gpu in args.gpus.split(",") if gpu] or [None]
+    workers = [
+        context.Process(target=_work, args=(rows, jobs, args.generalists, gpu, until))
+        for gpu in gpus
+        for _ in range(args.per_gpu)
+    ]
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cores) // args.scorers)
+    scorers = [
+        context.Process(target=_score_all, args=(jobs, results, cores[i * share : (i + 1) * share]))
+        for i in range(args.scorers)
+    ]
+    for process in (*workers, *scorers):
+        process.start()
+    ended = False
+    with args.out.open("a") as out:
+        while any(process.is_alive() for process in scorers) or not results.empty():
+            if not ended and not any(process.is_alive() for process in workers):
+                ended = True
+                for _ in scorers:
+                    jobs.put(None)
+            try:
+                result = results.get(timeout=1)
+            except queue.Empty:
+                continue
+            out.write(json.dumps(result) + "\n")
+            out.flush()
+
+
+def _name(row: dict[str, Any]) -> tuple[Any, ...]:
+    keys = ("generalist", "task", "seed", "pool", "calibration", "sparsity")
+    return tuple(row.get(key) for key in keys)
+
+
+def table(args: argparse.Namespace) -> None:
+    """Print the study as Markdown."""
+    import numpy as np
+
+    rows = {}
+    for path in args.results:
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            rows[_name(row)] = row
+    found: dict[Any, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
+    ratios: dict[Any, list[float]] = defaultdict(list)
+    for name, row in rows.items():
+        base = rows.get((*name[:-1], 0.0))
+        if base is None or not name[-1]:
+            continue
+        generalist, task, seed, pool, kind, sparsity = name
+        found[generalist, task, pool, kind][sparsity].append(base["accuracy"] - row["accuracy"])
+        found["mean", "", pool, kind][sparsity].append(base["accuracy"] - row["accuracy"])
+        ratios[sparsity].append(row["nonzero_ratio"])
+    print("Drop in points, teacher minus INT8 specialist; mean (standard deviation; runs).\n")
+    heads = [f"{s:.0%} ({np.mean(ratios[s]):.1f}x)" for s in RUNGS if ratios[s]]
+    print("| generalist | task | unlabelled | calibration | " + " | ".join(heads) + " |")
+    print("|---|---|---|---|" + "---|" * len(heads))
+    for (generalist, task, pool, kind), drops in sorted(found.items(), key=str):
+        cells = []
+        for sparsity in RUNGS:
+            d = 100 * np.array(drops.get(sparsity, []))
+            spread = d.std(ddof=1) if len(d) > 1 else 0.0
+            cells.append(f"{d.mean():.2f} ({spread:.2f}; {len(d)})" if len(d) else "")
+        shown = "rest" if pool else "none"
+        print(f"| {generalist} | {task} | {shown} | {kind} | " + " | ".join(cells) + " |")
+    print()
+    for pool in (True, False):
+        pairs = [
+            rows[(*name[:4], "generic", s)]["accuracy"] - row["accuracy"]
+            for name, row in rows.items()
+            if (s := name[-1]) in (0.5, 0.75)
+            and name[3] is pool
+            and name[4] == "task"
+            and (*name[:4], "generic", s) in rows
+            and s == 0.75
+        ]
+        if pairs:
+            d = -100 * np.array(pairs)
+            error = d.std(ddof=1) / len(d) ** 0.5 if len(d) > 1 else float("nan")
+            print(
+                f"Task-aware minus generic calibration at 75 %, unlabelled "
+                f"{'rest' if pool else 'none'}: {d.mean():+.2f} points "
+                f"(standard error {error:.2f}, {len(d)} pairs)"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("plan")
+    one.add_argument("--assets", type=Path, required=True)
+    one.add_argument("--home", type=Path, required=True)
+    one.set_defaults(call=plan)
+    two = commands.add_parser("run")
+    two.add_argument("--home", type=Path, required=True)
+    two.add_argument("--generalists", type=Path, required=True)
+    two.add_argument("--out", type=Path, required=True)
+    two.add_argument("--gpus", default="", help="such as 0,1,2; empty for the CPU")
+    two.add_argument("--per-gpu", type=int, default=1)
+    two.add_argument("--scorers", type=int, default=1)
+    two.add_argument("--minutes", type=float, default=1e6)
+    two.add_argument("--only", nargs="*", default=[], help="words that a row's name must hold")
+    two.set_defaults(call=run)
+    three = commands.add_parser("table")
+    three.add_argument("results", type=Path, nargs="+")
+    three.set_defaults(call=table)
+    args = parser.parse_args()
+    args.call(args)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    main()

@@ -1,0 +1,1 @@
+"""ONNX graphs, quantized graphs, runtime sessions, parity, verdict, model card."""

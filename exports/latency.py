@@ -1,0 +1,97 @@
+"""Compare models' speed in one process, interleaved, with an interval on the ratio."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnxruntime as ort
+from scipy import stats
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Timings:
+    """One row of wall times (milliseconds) a model, one column a round."""
+
+    rounds_ms: dict[str, np.ndarray]
+    seed: int = 0
+    median_ms: dict[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        medians = {name: float(np.median(times)) for name, times in self.rounds_ms.items()}
+        object.__setattr__(self, "median_ms", medians)
+
+    def ratio(self, a: str, b: str, confidence: float = 0.95) -> tuple[float, float, float]:
+        """Return how many times faster `b` is than `a`: ratio of medians and its interval.
+
+        The rounds are resampled in pairs, because a disturbance of the host meets both models of
+        a round (percentile bootstrap, Efron and Tibshirani 1993).
+        """
+        slow, fast = self.rounds_ms[a], self.rounds_ms[b]
+        ratio = self.median_ms[a] / self.median_ms[b]
+        if len(slow) < 2 or (np.ptp(slow) == 0 and np.ptp(fast) == 0):
+            return ratio, ratio, ratio
+        interval = stats.bootstrap(
+            (slow, fast),
+            lambda x, y, axis=-1: np.median(x, axis=axis) / np.median(y, axis=axis),
+            paired=True,
+            vectorized=True,
+            n_resamples=_RESAMPLES,
+            confidence_level=confidence,
+            method="percentile",
+            rng=np.random.default_rng(self.seed),
+        ).confidence_interval
+        return ratio, float(interval.low), float(interval.high)
+
+
+def interleaved(
+    sessions: Mapping[str, ort.InferenceSession],
+    feed: Mapping[str, np.ndarray] | Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    warmup: int,
+    repeats: int,
+    seed: int,
+) -> Timings:
+    """Time every session on the same input, one call each a round, in shuffled order.
+
+    Args:
+        sessions: open sessions by name (one thread each for the headline number).
+        feed: the input that all of them take, or one input a session by the session's name.
+        warmup: untimed calls of each session.
+        repeats: timed rounds.
+        seed: seed of the order within a round.
+
+    Raises:
+        ValueError: no session or no repeats.
+    """
+    if not sessions or repeats < 1:
+        raise ValueError(
+            f"interleaved: {len(sessions)} sessions, {repeats} repeats; need 1 of each"
+        )
+    inputs = {name: _input_of(name, feed) for name in sessions}
+    for name, open_session in sessions.items():
+        for _ in range(warmup):
+            open_session.run(None, inputs[name])
+    order, shuffler = list(sessions), random.Random(seed)
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for _ in range(repeats):
+        shuffler.shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            sessions[name].run(None, inputs[name])
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return Timings({name: np.asarray(values) for name, values in times.items()}, seed)
+
+
+def _input_of(
+    name: str, feed: Mapping[str, np.ndarray] | Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Return one session's input from a shared feed or a feed a session."""
+    own = feed.get(name)
+    chosen = own if isinstance(own, Mapping) else feed
+    return {key: np.asarray(value) for key, value in chosen.items()}

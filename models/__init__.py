@@ -1,0 +1,1 @@
+"""Generalists from timm and transformers: loading, heads, structure, and the teacher."""

@@ -1,0 +1,368 @@
+"""Load a generalist from timm or transformers, from the hub, a folder or an installed package."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib.util
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from models._torchvision import ensure_torchvision
+from models.checkpoint import Bundle, check_finite, read_safetensors
+from models.delta import find_head
+from models.errors import GeneralistError
+from models.text import (
+    ENCODERS,
+    TextClassifier,
+    encoder_config,
+    max_positions,
+    plain_tokenizer,
+    quiet_transformers,
+)
+
+ensure_torchvision()
+
+import timm  # noqa: E402
+import timm.data  # noqa: E402
+import transformers  # noqa: E402
+from transformers.utils.hub import cached_file  # noqa: E402
+
+__all__ = ["load_generalist"]
+
+_FORMS = "timm:NAME, timm:local-dir:DIR, hf:NAME, hf:DIR or hf:package:MODULE/FOLDER"
+
+
+def load_generalist(source: str, *, max_length: int = 128) -> Bundle:
+    """Load the generalist that ``source`` names, ready to run on the CPU in float32.
+
+    Args:
+        source: ``timm:NAME``, ``timm:local-dir:DIR``, ``hf:NAME``, ``hf:DIR``, or
+            ``hf:package:MODULE/FOLDER`` (a folder inside an installed Python package).
+        max_length: longest text in tokens; lowered to what the encoder's positions allow.
+
+    Raises:
+        GeneralistError: one line that names the source and what would be right.
+    """
+    library, _, name = source.partition(":")
+    if library == "timm" and name:
+        return _load_timm(source, name)
+    if library == "hf" and name:
+        return _load_transformers(source, name, max_length)
+    raise GeneralistError(f"generalist {source!r}: expected {_FORMS}")
+
+
+def _unloadable(source: str, error: Exception, *, local: bool) -> GeneralistError:
+    """Turn whatever a library or the network raised into one line."""
+    text = str(error).strip()
+    reason = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+    remedy = "" if local else "; check the name and the connection, or name a local folder"
+    return GeneralistError(f"generalist {source!r} cannot be loaded{remedy} ({reason})")
+
+
+@contextlib.contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Silence the hub client's retry notices: what they lead to is raised as one error."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GeneralistError(f"{path}: no such file") from error
+    except ValueError as error:
+        raise GeneralistError(f"{path}: not JSON ({error})") from error
+
+
+# --- timm -----------------------------------------------------------------------------------
+
+
+def _load_timm(source: str, name: str) -> Bundle:
+    model_args: dict[str, Any] = {}
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:")).expanduser()
+        if not folder.is_dir():
+            raise GeneralistError(f"generalist {source!r}: no such folder")
+        config = _read_json(folder / "config.json")
+        if not isinstance(config, dict) or "architecture" not in config:
+            raise GeneralistError(f"{folder / 'config.json'}: no field 'architecture'")
+        _known_architecture(str(config["architecture"]), source)
+        read_safetensors(folder / "model.safetensors")  # refuses pickles and NaN by name
+        model_args = dict(config.get("model_args") or {})
+        name = f"local-dir:{folder}"
+    elif ":" not in name:
+        _known_architecture(name.partition(".")[0], source)
+    with _quiet_hub():
+        try:
+            model = timm.create_model(name, pretrained=True)
+        except Exception as error:
+            raise _unloadable(source, error, local=name.startswith("local-dir:")) from error
+    model = model.float().eval()
+    check_finite(model.state_dict(), source)
+    card = dict(cast("dict[str, Any]", model.pretrained_cfg))
+    channels, *_ = card.get("input_size") or (3, 224, 224)
+    if channels != 3:
+        raise GeneralistError(f"generalist {source!r}: takes {channels} channels, expected 3")
+    head = find_head(model)
+    classes = 0 if head is None else head[1].out_features
+    if not model_args:
+        recorded = getattr(model, "_model_args", {})
+        model_args = {key: value for key, value in recorded.items() if _is_plain(value)}
+        model_args.pop("num_classes", None)
+    return Bundle(
+        model=model,
+        modality="image",
+        labels=_timm_labels(card, classes),
+        preprocess=_image_preprocess(model),
+        tokenizer=None,
+        config={
+            "library": "timm",
+            "architecture": str(card.get("architecture") or name.partition(".")[0]),
+            "classes": classes,
+            "model_args": model_args,
+        },
+        licence=card.get("license"),
+    )
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, (int, float, str, bool, list, tuple))
+
+
+def _known_architecture(architecture: str, source: str) -> None:
+    if timm.is_model(architecture):
+        return
+    close = difflib.get_close_matches(architecture, timm.list_models(), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise GeneralistError(
+        f"generalist {source!r}: architecture {architecture!r} is not one that timm knows{hint}"
+    )
+
+
+def _timm_labels(card: dict[str, Any], classes: int) -> tuple[str, ...] | None:
+    """Return the head's label names from the checkpoint's card, else ImageNet's by their number."""
+    names = card.get("label_names")
+    if not names:
+        subset = timm.data.infer_imagenet_subset({"num_classes": classes})
+        names = timm.data.ImageNetInfo(subset).label_descriptions() if subset else None
+    if not names or len(names) != classes:
+        return None
+    return tuple(str(name) for name in names)
+
+
+def _image_preprocess(model: nn.Module) -> dict[str, Any]:
+    data = timm.data.resolve_model_data_config(model)
+    height, width = data["input_size"][1:]
+    interpolation = data["interpolation"]
+    return {
+        "modality": "image",
+        "size": [height, width],
+        "resize": int(min(height, width) / data["crop_pct"]),
+        "interpolation": "bilinear" if interpolation == "bilinear" else "bicubic",
+        "mean": [float(value) for value in data["mean"]],
+        "std": [float(value) for value in data["std"]],
+    }
+
+
+# --- transformers ---------------------------------------------------------------------------
+
+# how a *ForSequenceClassification model of each type ends: its dense layer before the head,
+# that layer's activation, the head
+_Ending = tuple[nn.Linear, str, nn.Linear]
+_ENDINGS: dict[str, Callable[[Any], _Ending]] = {
+    "bert": lambda model: (model.bert.pooler.dense, "tanh", model.classifier),
+    "distilbert": lambda model: (model.pre_classifier, "relu", model.classifier),
+    "roberta": lambda model: (model.classifier.dense, "tanh", model.classifier.out_proj),
+}
+_ENDINGS["xlm-roberta"] = _ENDINGS["camembert"] = _ENDINGS["roberta"]
+
+
+def _package_folder(source: str, name: str) -> str:
+    """Return the folder that ``MODULE/FOLDER`` names inside an installed Python package."""
+    module, _, folder = name.partition("/")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    roots = list(spec.submodule_search_locations or []) if spec else []
+    if not roots:
+        raise GeneralistError(
+            f"generalist {source!r}: Python package {module!r} is not installed; "
+            "install the distribution that carries it"
+        )
+    return str(Path(roots[0]) / folder)
+
+
+def _load_transformers(source: str, name: str, max_length: int) -> Bundle:
+    if name.startswith("package:"):
+        name = _package_folder(source, name.removeprefix("package:"))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        name = str(folder)
+        _check_folder(folder)
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise GeneralistError(f"generalist {source!r}: no such folder")
+    with quiet_transformers(), _quiet_hub():
+        try:
+            model, labels = _read_encoder(name)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            pad_id = tokenizer.pad_token_id
+            backend = getattr(tokenizer, "backend_tokenizer", None)
+            extras = _sentence_settings(name)
+        except GeneralistError:
+            raise
+        except Exception as error:
+            raise _unloadable(source, error, local=folder.is_dir()) from error
+    if backend is None:
+        raise GeneralistError(f"generalist {source!r}: has no fast tokenizer (tokenizer.json)")
+    if labels is None and model.head is None:
+        model.pooling, model.normalize = extras["pooling"], extras["normalize"]
+    model = model.float().eval()
+    check_finite(model.state_dict(), source)
+    longest = min(max_length, max_positions(model.encoder), extras["max_length"] or max_length)
+    return Bundle(
+        model=model,
+        modality="text",
+        labels=labels,
+        preprocess={"modality": "text", "max_length": longest, "pad_id": int(pad_id or 0)},
+        tokenizer=plain_tokenizer(backend.to_str()),
+        config={
+            "library": "transformers",
+            "encoder": encoder_config(model.encoder),
+            "pooling": model.pooling,
+            "normalize": model.normalize,
+            "neck": model.neck_name,
+            "classes": 0 if model.head is None else model.head.out_features,
+        },
+        licence=_licence(name),
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder without safetensors, or with a NaN in them, before anything is built."""
+    _read_json(folder / "config.json")
+    if not (folder / "model.safetensors.index.json").is_file():
+        read_safetensors(folder / "model.safetensors")
+
+
+def _read_encoder(name: str) -> tuple[TextClassifier, tuple[str, ...] | None]:
+    """Load the encoder, with its head where the checkpoint is a sequence classifier."""
+    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    if config.model_type not in ENCODERS:
+        raise GeneralistError(
+            f"generalist {name!r}: model_type {config.model_type!r} is not an encoder "
+            f"winnow knows: {', '.join(ENCODERS)}"
+        )
+    architecture = (config.architectures or [""])[0]
+    classifier = architecture.endswith("ForSequenceClassification")
+    if classifier and config.model_type not in _ENDINGS:
+        raise GeneralistError(
+            f"generalist {name!r}: {architecture} is not supported with its head; "
+            f"supported: {', '.join(_ENDINGS)}"
+        )
+    loader = (
+        transformers.AutoModelForSequenceClassification if classifier else transformers.AutoModel
+    )
+    loaded, report = loader.from_pretrained(
+        name,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    missing = sorted(key for key in report["missing_keys"] if "pooler." not in key or classifier)
+    if missing:
+        raise GeneralistError(f"generalist {name!r}: its weights lack tensor {missing[0]!r}")
+    if not classifier:
+        return TextClassifier(loaded), None
+    if config.problem_type == "multi_label_classification" or config.num_labels < 2:
+        raise GeneralistError(
+            f"generalist {name!r}: {config.num_labels} labels, problem_type "
+            f"{config.problem_type!r}; expected a single-label classifier of 2 or more"
+        )
+    dense, activation, head = _ENDINGS[config.model_type](loaded)
+    encoder = loaded.base_model
+    model = TextClassifier(encoder, pooling="cls", neck=activation, head=head)
+    assert model.neck is not None
+    model.neck[0] = dense
+    names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
+    unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(names))
+    return model, None if unnamed else names
+
+
+def _optional(name: str, file: str) -> Path | None:
+    """Return a file of the repository or folder, None where it has none."""
+    found = cached_file(
+        name,
+        file,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)
+
+
+def _sentence_settings(name: str) -> dict[str, Any]:
+    """Read pooling, normalisation and length as sentence-transformers stores them."""
+    settings: dict[str, Any] = {"pooling": "mean", "normalize": False, "max_length": None}
+    length = _optional(name, "sentence_bert_config.json")
+    if length is not None:
+        settings["max_length"] = _read_json(length).get("max_seq_length")
+    modules = _optional(name, "modules.json")
+    if modules is None:
+        return settings
+    for entry in _read_json(modules):
+        kind = str(entry["type"]).rpartition(".")[2]
+        if kind == "Normalize":
+            settings["normalize"] = True
+        elif kind == "Pooling":
+            pooling = _optional(name, f"{entry['path']}/config.json")
+            if pooling is not None:
+                settings["pooling"] = _pooling_mode(_read_json(pooling), name)
+        elif kind != "Transformer":
+            raise GeneralistError(
+                f"generalist {name!r}: modules.json names {kind!r}; "
+                "only Transformer, Pooling (mean or cls) and Normalize are supported"
+            )
+    return settings
+
+
+def _pooling_mode(config: dict[str, Any], name: str) -> str:
+    """Read either form of a Pooling configuration: one mode by name, or one flag a mode."""
+    mode = config.get("pooling_mode")
+    if mode is None:
+        flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
+        mode = "+".join(flag.removeprefix("pooling_mode_") for flag in flags)
+    modes = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}
+    if mode not in modes:
+        raise GeneralistError(f"generalist {name!r}: pooling {mode!r}; supported: mean, cls")
+    return modes[mode]
+
+
+def _licence(name: str) -> str | None:
+    """Return the licence that the model card's front matter states."""
+    card = _optional(name, "README.md")
+    if card is None:
+        return None
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+    if not lines or lines[0].strip() != "---":
+        return None
+    for line in lines[1:]:
+        if line.strip() == "---":
+            break
+        key, _, value = line.partition(":")
+        if key.strip() == "license" and value.strip():
+            return value.strip()
+    return None

@@ -1,0 +1,117 @@
+"""What a model is made of, in execution order: blocks, and the layers that can be pruned.
+
+To add a family, add its class to `BLOCKS`: a pattern that the full names of its blocks match.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.delta import find_head
+
+__all__ = ["BLOCKS", "Segment", "prunable_layers", "segments"]
+
+_ENCODER_LAYERS = r"encoder\.layer\.\d+"
+_BLOCKS = r"blocks\.\d+"
+_STAGED_BLOCKS = r"blocks\.\d+\.\d+"
+
+# class name (of the model, of a transformers encoder, or of one of their bases) -> block names
+BLOCKS: dict[str, str] = {
+    "VisionTransformer": _BLOCKS,
+    "Eva": _BLOCKS,
+    "ResNet": r"layer\d+\.\d+",
+    "ConvNeXt": r"stages\.\d+\.blocks\.\d+",
+    "EfficientNet": _STAGED_BLOCKS,
+    "MobileNetV3": _STAGED_BLOCKS,
+    "RegNet": r"s\d+\.b\d+",
+    "BertModel": _ENCODER_LAYERS,
+    "RobertaModel": _ENCODER_LAYERS,
+    "XLMRobertaModel": _ENCODER_LAYERS,
+    "CamembertModel": _ENCODER_LAYERS,
+    "ElectraModel": _ENCODER_LAYERS,
+    "MPNetModel": _ENCODER_LAYERS,
+    "DistilBertModel": r"transformer\.layer\.\d+",
+}
+
+_PRUNABLE = (nn.Linear, nn.Conv2d)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of the model that is compressed as one; ``name`` is its full module name."""
+
+    name: str
+    module: nn.Module
+
+
+def _bodies(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the model and the encoder it may wrap, each with the prefix of its module names."""
+    yield "", model
+    encoder = getattr(model, "encoder", None)
+    if isinstance(encoder, nn.Module):
+        yield "encoder.", encoder
+
+
+def _block_pattern(model: nn.Module) -> re.Pattern[str] | None:
+    for prefix, body in _bodies(model):
+        for base in type(body).__mro__:
+            if base.__name__ in BLOCKS:
+                return re.compile(re.escape(prefix) + BLOCKS[base.__name__])
+    return None
+
+
+@torch.no_grad()
+def prunable_layers(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, nn.Module]:
+    """Return the body's Linear and Conv2d layers by name, in the order in which they first run.
+
+    The head is left out, and so is a layer that ``example`` does not reach. The first one is the
+    stem (text: the first layer after the embeddings).
+    """
+    head = find_head(model)
+    found: dict[str, nn.Module] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, _PRUNABLE) and (head is None or module is not head[1]):
+
+            def note(called: nn.Module, _: object, name: str = name) -> None:
+                found.setdefault(name, called)
+
+            hooks.append(module.register_forward_pre_hook(note))
+    training = {module for module in model.modules() if module.training}
+    try:
+        model.eval()(*example)
+    finally:
+        for module in training:
+            module.training = True
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def segments(model: nn.Module, example: tuple[Tensor, ...]) -> list[Segment]:
+    """Cut the body into segments, in execution order; each prunable layer is in exactly one.
+
+    A family in `BLOCKS` gives one segment a block; of any other model each direct child is one,
+    unless it holds the head. A layer outside every block (stem, downsampling, last convolution)
+    is a segment of its own.
+    """
+    layers = prunable_layers(model, example)
+    pattern = _block_pattern(model)
+    head = find_head(model)
+    if pattern is not None:
+        blocks = {name for name, _ in model.named_modules() if pattern.fullmatch(name)}
+    else:
+        above_head = "" if head is None else head[0].partition(".")[0]
+        blocks = {name for name, _ in model.named_children() if name != above_head}
+    ordered: dict[str, nn.Module] = {}
+    for layer_name in layers:
+        parts = layer_name.split(".")
+        prefixes = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+        name = next((prefix for prefix in prefixes if prefix in blocks), layer_name)
+        ordered.setdefault(name, model.get_submodule(name))
+    return [Segment(name, module) for name, module in ordered.items()]

@@ -1,0 +1,147 @@
+"""Cache keys: a stage's result is reused only where nothing that it depends on has changed.
+
+A key covers the input artifacts' digests, the recipe values that the stage reads, the content of
+data and weights outside the store, the source files that the stage's module reaches by imports in
+our rooms, and the versions of the libraries that compute. Paths and devices are not part of it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("models", "compression", "exports", "tasks")
+
+# Wiring that every stage shares: what it decides reaches a stage as values in its key, or not at
+# all, so that a new bar or tag does not recompute every model.
+_WIRING = {
+    "tasks",
+    "tasks.artifacts",
+    "tasks.cache",
+    "tasks.config",
+    "tasks.errors",
+    "tasks.home",
+    "tasks.layout",
+    "tasks.progress",
+    "tasks.stage",
+    "tasks.tracking",
+}
+
+# The libraries whose version can change a stage's result.
+_LIBRARIES = (
+    "datasets",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxscript",
+    "pandas",
+    "pillow",
+    "pyarrow",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "timm",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+
+
+def stage_key(
+    stage: str,
+    module: str,
+    *,
+    inputs: Iterable[str],
+    values: Mapping[str, Any],
+    outside: Mapping[str, str],
+    root: Path = ROOT,
+) -> str:
+    """The full SHA-256 key of one run of a stage.
+
+    Args:
+        module: dotted name of the stage's module.
+        inputs: digests of the input artifacts, in order.
+        values: recipe values that the stage reads.
+        outside: digests of what it reads from outside the store.
+    """
+    parts = {
+        "stage": stage,
+        "inputs": list(inputs),
+        "values": dict(values),
+        "outside": dict(outside),
+        "code": code_digest(module, root),
+        "libraries": versions(),
+    }
+    plain = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that compute."""
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+def code_digest(module: str, root: Path = ROOT) -> str:
+    """SHA-256 over the source files that `module` reaches by imports within the rooms."""
+    total = hashlib.sha256()
+    for name, path in sorted(import_closure(module, root).items()):
+        total.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()
+
+
+def import_closure(module: str, root: Path = ROOT) -> dict[str, Path]:
+    """Modules within the rooms that `module` imports, directly or not, at any level of the file.
+
+    A package's `__init__` counts as soon as anything inside the package is imported.
+    """
+    found: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = _source(name, root)
+        if path is None or name in found or (name in _WIRING and name != module):
+            continue
+        found[name] = path
+        if "." in name:
+            waiting.append(name.rpartition(".")[0])
+        waiting += _imports(name, path, root)
+    return found
+
+
+def _source(name: str, root: Path) -> Path | None:
+    if name.partition(".")[0] not in ROOMS:
+        return None
+    base = root.joinpath(*name.split("."))
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _imports(name: str, path: Path, root: Path) -> list[str]:
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found: list[str] = []
+    for node in ast.walk(ast.parse(path.read_bytes(), filename=str(path))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            # `from package import name` may name a module or something inside one
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return [target for target in found if _source(target, root) is not None]

@@ -1,0 +1,55 @@
+"""Stage 6: one model as an ONNX file, on its grids where it has any."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts import Artifact
+from tasks.config import Recipe
+from tasks.layout import GRAPH, GRIDS
+from tasks.progress import Callback
+from tasks.stage import stage
+
+
+@stage(
+    reads=(
+        "task.seed",
+        "prune.samples",
+        "quantize.embeddings",
+        "quantize.activation_rule",
+        "quantize.residual",
+    ),
+    splits=("support", "unlabelled"),
+    # x86 kernels want unsigned activations, others signed ones
+    outside=lambda _: {"machine": platform.machine()},
+)
+def export(
+    recipe: Recipe, data: Artifact, model: Artifact, *, into: Path, progress: Callback
+) -> dict[str, Any]:
+    """Export a bundle with what turns raw input into its batches; quantize what was solved."""
+    # see load.py: only a stage that computes pays for torch
+    from exports.graph import export_onnx, match_layers
+    from models.checkpoint import load_bundle
+    from models.structure import prunable_layers
+    from tasks.batches import INPUTS, blank
+    from tasks.lower import lower
+
+    bundle = load_bundle(model.folder)
+    path, shown = into / GRAPH, blank(bundle)
+    export_onnx(bundle.model, shown, path, input_names=INPUTS[bundle.modality])
+    progress(1, 2, "traced")
+    layers = prunable_layers(bundle.model, shown)
+    weights = {key: layer.weight.detach().numpy() for key, layer in layers.items()}
+    prunable = sorted(set(match_layers(path, weights).values()))
+    if (model.folder / GRIDS).is_file():
+        lower(recipe, data, bundle, model, path)
+    progress(2, 2, "written")
+    (into / "prunable.json").write_text(json.dumps(prunable))
+    settings = {**bundle.preprocess, "labels": list(bundle.labels or ())}
+    (into / "preprocess.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False))
+    if bundle.tokenizer is not None:
+        (into / "tokenizer.json").write_text(bundle.tokenizer, encoding="utf-8")
+    return {"bytes": path.stat().st_size}

@@ -1,0 +1,81 @@
+"""Stage 4: one rung of the ladder, pruned against the task's own data, with recovery."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts import Artifact
+from tasks.config import Recipe
+from tasks.progress import Callback
+from tasks.stage import stage
+
+
+@stage(
+    reads=("task.seed", "precision", "augment", "prune", "distill"),
+    splits=("support", "unlabelled", "generic"),
+)
+def prune(
+    recipe: Recipe,
+    data: Artifact,
+    teacher: Artifact,
+    student: Artifact,
+    *,
+    into: Path,
+    progress: Callback,
+) -> dict[str, Any]:
+    """Prune the student of the rung below to this rung's sparsity, and recover it."""
+    # see load.py: only a stage that computes pays for torch
+    from compression.ladder import LadderSettings, climb, frozen_copy
+    from compression.recovery import RecoverySettings
+    from models.checkpoint import load_bundle, save_bundle
+    from models.structure import prunable_layers, segments
+    from tasks import batches
+
+    at, distill = batches.device(), recipe.distill
+    generic = recipe.prune.calibration == "generic"
+    bundle = load_bundle(student.folder)
+    model = bundle.model.to(at)
+    dense_model = load_bundle(teacher.folder).model.to(at)
+    shown = batches.samples(batches.splits(data, "support", "unlabelled"), bundle, recipe)
+    example = tuple(part.to(at) for part in batches.blank(bundle))
+    parts, layers = segments(model, example), list(prunable_layers(model, example))
+    dense = batches.dense_layers(layers, [part.name for part in parts], recipe.prune.keep_dense)
+    mix = batches.mixture(shown, seed=recipe.task.seed)
+    (rung,) = climb(
+        model,
+        frozen_copy(dense_model),
+        parts,
+        layers=layers,
+        dense=dense,
+        taps=[part.name for part in parts if part.name not in layers],
+        calibration=batches.calibration(recipe, data, bundle, generic=generic, at=at),
+        draw=mix.draw(distill.batch_size, distill.labelled_share, at),
+        holdout=mix.holdout(distill.batch_size, at),
+        settings=LadderSettings(
+            sparsity=recipe.sparsity,
+            pattern=recipe.prune.pattern,
+            rungs=(recipe.sparsity,),
+            rel_damp=recipe.prune.rel_damp,
+            rows_per_column=recipe.prune.rows_per_column,
+            recovery=RecoverySettings(
+                steps=distill.steps,
+                lr=distill.learning_rate(bundle.modality),
+                weight_decay=distill.weight_decay,
+                warmup=distill.warmup,
+                temperature=distill.temperature,
+                ce=distill.ce,
+                kl=distill.kl,
+                square_head=distill.square_head,
+                ema_decay=distill.ema_decay,
+                autocast_bf16=batches.bfloat16(recipe, at),
+                check_every=distill.check_every,
+                seed=recipe.task.seed,
+            ),
+        ),
+        device=at,
+        progress=progress,
+    )
+    bundle.model = model.cpu()
+    save_bundle(bundle, into)
+    return {**rung, "layers": len(layers), "dense": sorted(dense)}

@@ -1,0 +1,68 @@
+"""Stage 5: weights on an INT8 grid solved by the same sweep, embeddings on theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts import Artifact
+from tasks.config import Recipe
+from tasks.layout import GRIDS
+from tasks.progress import Callback
+from tasks.stage import stage
+
+_BLOCK = {4: 32, 8: 0}  # numbers of an embedding's row that share a scale; 0: the whole row
+
+
+@stage(
+    reads=(
+        "task.seed",
+        "quantize.format",
+        "quantize.embeddings",
+        "prune.rel_damp",
+        "prune.rows_per_column",
+        "prune.samples",
+    ),
+    splits=("support", "unlabelled"),
+)
+def quantize(
+    recipe: Recipe, data: Artifact, model: Artifact, *, into: Path, progress: Callback
+) -> dict[str, Any]:
+    """Round a bundle's weights to what will be served; its zeros stay exact zeros."""
+    # see load.py: only a stage that computes pays for torch
+    from safetensors.torch import save_file
+
+    from compression.quantize import quantize_embeddings, quantize_weights
+    from models.checkpoint import load_bundle, save_bundle
+    from models.structure import prunable_layers, segments
+    from tasks import batches
+
+    at, wanted = batches.device(), recipe.quantize
+    bundle = load_bundle(model.folder)
+    student = bundle.model.to(at)
+    grids: dict[str, Any] = {}
+    if wanted.format == "int8":
+        blank = tuple(part.to(at) for part in batches.blank(bundle))
+        weights = quantize_weights(
+            student,
+            segments(student, blank),
+            batches.calibration(recipe, data, bundle, generic=False, at=at),
+            list(prunable_layers(student, blank)),
+            rel_damp=recipe.prune.rel_damp,
+            rows_per_column=recipe.prune.rows_per_column,
+            progress=progress,
+        )
+        grids |= {f"weight {name}": grid for name, grid in weights.items()}
+    if wanted.embeddings != "none":
+        bits = int(wanted.embeddings.removeprefix("int"))
+        tables = quantize_embeddings(student, bits=bits, block=_BLOCK[bits])
+        grids |= {f"embedding {name}": grid for name, grid in tables.items()}
+    bundle.model = student.cpu()
+    save_bundle(bundle, into)
+    flat = {
+        f"{name} {part}": x
+        for name, pair in grids.items()
+        for part, x in zip(("integers", "scale"), pair, strict=True)
+    }
+    save_file({name: tensor.contiguous() for name, tensor in flat.items()}, into / GRIDS)
+    return {"layers": sum(name.startswith("weight") for name in grids)}

@@ -1,0 +1,122 @@
+"""What a person reads at the end: the table, the verdict with its reasons, where to look next."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tasks.config import Recipe
+from tasks.errors import RecipeError
+from tasks.home import tracking_uri
+
+_STYLE = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of a run's folder."""
+    path = folder / "report.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if report["schema"] == 1:
+            return report
+    except OSError:
+        raise RecipeError(f"DIR: {path} is not there; give the folder of a finished run") from None
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise RecipeError(f"DIR: {path} is not a report of this version; run the recipe again")
+
+
+def print_summary(report: Mapping[str, Any], console: Console | None = None) -> None:
+    """The three models side by side, and the verdict."""
+    console = console or _console()
+    task = report["task"]
+    console.print(
+        f"\n{task['name']}: {len(task['classes'])} classes, {task['shots']} shots each, "
+        f"{task['test']['n']} test examples",
+        highlight=False,
+        markup=False,
+    )
+    table = Table()
+    table.add_column("")
+    for heading in ("accuracy", "parameters", "nonzero", "bytes", "ms", "faster", "smaller"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    models = report["models"]
+    for name, facts in models.items():
+        table.add_row(name, *_cells(facts, models["generalist"]))
+    console.print(table)
+    for line in _findings(report):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    verdict = report["verdict"]
+    console.print(f"\nverdict: {verdict['status'].upper()}", style=_STYLE[verdict["status"]])
+    for reason in verdict["reasons"]:
+        console.print(f"  - {reason}", highlight=False, markup=False, soft_wrap=True)
+
+
+def next_steps(recipe: Recipe, report: Mapping[str, Any], out: Path, *, example: str = "") -> None:
+    """Where the result lies and how to use it."""
+    console, where = _console(), shlex.quote(str(out))
+    tracked = report["mlflow"]
+    sample = example or ("a photo.jpg" if report["task"]["modality"] == "image" else "your text")
+    lines = [
+        ("result", f"{out}  (specialist.onnx, report.json, card.md, tradeoff.png)"),
+        ("try it", f"winnow predict {where} {shlex.quote(sample)}"),
+        ("pages", "winnow ui  (MLflow and Prefect in the browser)"),
+    ]
+    if tracked["model_uri"]:
+        alias = f"  ({tracked['alias']})" if tracked["alias"] else ""
+        lines.append(("model", f"{tracked['model_uri']}{alias} in {tracking_uri()}"))
+    console.print()
+    for title, text in lines:
+        console.print(f"{title:<7} {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    # in a log, a table must not be folded to the 80 columns that rich assumes there
+    return console if console.is_terminal else Console(highlight=False, width=120)
+
+
+def _cells(facts: Mapping[str, Any], generalist: Mapping[str, Any]) -> list[str]:
+    accuracy = "-"
+    if facts["accuracy"] is not None:
+        accuracy = f"{facts['accuracy']:.3f}"
+        if facts.get("accuracy_ci"):
+            low, high = facts["accuracy_ci"]
+            accuracy += f" [{low:.3f}, {high:.3f}]"
+    return [
+        accuracy,
+        _short(facts["parameters"]),
+        _short(facts["nonzero"]),
+        _short(facts["bytes"]),
+        f"{facts['latency_ms']:.2f}",
+        f"{generalist['latency_ms'] / facts['latency_ms']:.1f}x",
+        f"{generalist['bytes'] / facts['bytes']:.1f}x",
+    ]
+
+
+def _short(number: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number:.0f}"
+
+
+def _findings(report: Mapping[str, Any]) -> list[str]:
+    a, speed, sparsity = report["accuracy"], report["speed"], report["sparsity"]
+    low, high = a["drop_ci"]
+    fast, faster = speed["ratio_ci"]
+    percent = f"{100 * a['confidence']:g} %"
+    return [
+        f"drop     {100 * a['drop']:.1f} points [{100 * low:.1f}, {100 * high:.1f}] at {percent} "
+        f"({a['method']}, {a['n']} examples)",
+        f"speed    {speed['ratio']:.2f}x [{fast:.2f}, {faster:.2f}] on {speed['runtime']}, batch "
+        f"{speed['batch']}, {speed['threads']} thread{'s' * (speed['threads'] > 1)}",
+        f"size     {sparsity['bytes_ratio']:.1f}x fewer bytes, {sparsity['nonzero_ratio']:.1f}x "
+        f"fewer nonzero prunable weights ({sparsity['nonzero_ratio_all']:.1f}x of all)",
+    ]

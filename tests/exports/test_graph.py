@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from exports.graph import GraphError, export_onnx, match_layers
+from exports.onnxfile import array, initializers, layers, load_model
+from exports.runtime import run_logits, session
+
+from .conftest import (
+    CLASSES,
+    FAMILIES,
+    IMAGE_FAMILIES,
+    TEXT_FAMILIES,
+    Exported,
+    images,
+    texts,
+    torch_logits,
+)
+
+
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_image_logits_at_other_batch_sizes(exported, family: str) -> None:
+    item: Exported = exported(family)
+    onnx.checker.check_model(str(item.fp32), full_check=True)
+    open_session = session(item.fp32)
+    for rows in (1, 2, 5):
+        feed = images(rows, seed=rows)
+        got = run_logits(open_session, feed)
+        assert got.shape == (rows, CLASSES)
+        expected = torch_logits(item.model, feed)
+        np.testing.assert_allclose(got, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("family", TEXT_FAMILIES)
+def test_text_logits_at_other_batch_sizes_and_lengths(exported, family: str) -> None:
+    item: Exported = exported(family)
+    onnx.checker.check_model(str(item.fp32), full_check=True)
+    open_session = session(item.fp32)
+    for rows, tokens, padded in ((1, 1, False), (1, 9, False), (3, 3, False), (4, 20, True)):
+        feed = texts(rows, tokens, seed=tokens, padded=padded)
+        got = run_logits(open_session, feed)
+        np.testing.assert_allclose(got, torch_logits(item.model, feed), atol=1e-4)
+
+
+def test_the_file_is_clean(exported) -> None:
+    model = load_model(exported("bert").fp32)
+    assert not model.graph.value_info  # stale shapes break quantization and slow the runtime
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    assert [value.name for value in model.graph.input] == ["input_ids", "attention_mask"]
+    dims = [dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    assert dims == ["batch", "sequence"]
+    assert str(exported("bert").fp32.parent).encode() not in exported("bert").fp32.read_bytes()
+
+
+def test_export_leaves_the_model_as_it_was(tmp_path) -> None:
+    model = FAMILIES["deit"]().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    export_onnx(model, (torch.zeros(1, 3, 32, 32),), tmp_path / "m.onnx", input_names=["x"])
+    assert model.training and model.blocks[0].attn.fused_attn
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    operators = {node.op_type for node in load_model(tmp_path / "m.onnx").graph.node}
+    assert "Shape" not in operators or len(operators) < 20
+
+
+def test_an_untraceable_model_is_one_line(tmp_path) -> None:
+    class Refuses(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("not today")
+
+    with pytest.raises(GraphError, match="could not be traced") as caught:
+        export_onnx(Refuses(), (torch.zeros(1, 3),), tmp_path / "m.onnx", input_names=["x"])
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_input_names_must_fit(tmp_path) -> None:
+    with pytest.raises(GraphError, match="2 names for 1 inputs"):
+        export_onnx(
+            nn.Linear(2, 2), (torch.zeros(1, 2),), tmp_path / "m.onnx", input_names=["a", "b"]
+        )
+
+
+@pytest.mark.parametrize("family", ["convnext", "deit", "bert", "distilbert"])
+def test_match_layers_finds_every_weight_by_its_numbers(exported, family: str) -> None:
+    item: Exported = exported(family)
+    weights = {
+        name: module.weight.detach().numpy()
+        for name, module in item.model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+    found = match_layers(item.fp32, weights)
+    assert set(found) == set(weights)
+    assert len(set(found.values())) == len(weights)
+    model = load_model(item.fp32)
+    stored = initializers(model)
+    axes = {layer.weight: layer.rows_axis for layer in layers(model)}
+    for name, initializer in found.items():
+        values = array(stored[initializer])
+        values = values.T if axes[initializer] == 1 else values
+        assert np.array_equal(values, weights[name])
+
+
+def test_match_layers_finds_embedding_tables(exported) -> None:
+    item: Exported = exported("bert")
+    table = item.model.encoder.embeddings.word_embeddings.weight.detach().numpy()
+    name = match_layers(item.fp32, {"words": table})["words"]
+    assert np.array_equal(array(initializers(load_model(item.fp32))[name]), table)
+
+
+def test_layers_of_equal_numbers_are_both_matched(tmp_path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[2].weight.copy_(model[0].weight)
+    path = tmp_path / "m.onnx"
+    export_onnx(model, (torch.zeros(1, 4),), path, input_names=["x"])
+    found = match_layers(path, {str(i): model[i].weight.detach().numpy() for i in (0, 2, 4)})
+    used = {layer.weight for layer in layers(load_model(path))}
+    assert set(found.values()) == used
+
+
+def test_a_weight_that_is_not_there_is_named(exported) -> None:
+    with pytest.raises(GraphError, match="layer 'missing'"):
+        match_layers(exported("bert").fp32, {"missing": np.ones((32, 32), np.float32)})
+
+
+def test_the_head_is_the_last_weighted_layer(exported) -> None:
+    for family in ("resnet", "bert"):
+        found = layers(load_model(exported(family).fp32))
+        heads = [layer for layer in found if layer.is_head]
+        assert len(heads) == 1 and heads[0] is found[-1]

@@ -49,7 +49,7 @@ def recipe_of(
             "unlabelled": "rest" if pool else None,
         },
         "prune": {"sparsity": RUNGS[-1], "calibration": kind},
-        "distill": {"steps": 250},
+        "distill": {"steps": 150},
     }
 
 
@@ -224,7 +224,7 @@ def table(args: argparse.Namespace) -> None:
         base = rows.get((*name[:-1], 0.0))
         if base is None or not name[-1]:
             continue
-        generalist, task, seed, pool, kind, sparsity = name
+        generalist, task, _, pool, kind, sparsity = name
         found[generalist, task, pool, kind][sparsity].append(base["accuracy"] - row["accuracy"])
         found["mean", "", pool, kind][sparsity].append(base["accuracy"] - row["accuracy"])
         ratios[sparsity].append(row["nonzero_ratio"])

@@ -67,9 +67,10 @@ def quantize_qdq(
         weights: grids by layer name, found in the graph by their numbers, or by the initializer's
             own name (then the graph's weights may be off the grid).
         ranges: (low, high) by activation, from `calibrate`.
-        activation: 'uint8' (asymmetric; for x86) or 'int8'; see `activation_grid`.
+        activation: 'uint8' (asymmetric; for x86) or 'int8'; see `activation_grid`. On x86 without
+            VNNI the runtime's uint8 by int8 kernels may saturate; `host_profile` tells.
         exclude: names in `weights` to leave float.
-        residual: 'float' or 'int8' additions of residual branches; see `placement`.
+        residual: 'float' or 'int8' additions of two 8-bit tensors, as ResNet's; see `placement`.
 
     Raises:
         QuantizationError: a grid or a range is missing, does not fit, or was not kept exactly.

@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["STRENGTHS", "Probe", "choose_strength", "fit_probe", "stratified_folds"]
+__all__ = [
+    "STRENGTHS",
+    "Probe",
+    "choose_strength",
+    "fit_probe",
+    "stratified_folds",
+    "tempered_loss",
+]
 
 # math.inf keeps the given rows untouched
 STRENGTHS = (math.inf, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
@@ -56,14 +63,16 @@ def fit_probe(
     bias_0 = x.new_zeros(classes) if start is None else start.bias
     if math.isinf(strength):
         return Probe(weight_0, bias_0)
-    # centred features decouple the bias from the weights; undone at the end
+    # in features of mean zero and mean squared norm one the bias is decoupled from the weights
+    # and the penalty is lambda/2 ||V - V0||^2, V = sqrt(s) W; undone at the end
     centre = x.mean(0)  # (D,)
-    centred = x - centre
-    penalty = strength * float(centred.square().sum(1).mean())
-    weight = weight_0.clone().requires_grad_()
-    bias = (bias_0 + weight_0 @ centre).requires_grad_()
+    scale = float((x - centre).square().sum(1).mean().sqrt().clamp_min(1e-12))  # sqrt(s)
+    unit = (x - centre) / scale  # (N, D)
+    v_0 = weight_0 * scale
+    v = v_0.clone().requires_grad_()
+    c = (bias_0 + weight_0 @ centre).requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [weight, bias],
+        [v, c],
         max_iter=max_iterations,
         tolerance_grad=1e-7,
         tolerance_change=1e-11,
@@ -73,14 +82,14 @@ def fit_probe(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(centred @ weight.T + bias, labels)
-        loss = loss + 0.5 * penalty * (weight - weight_0).square().sum()
+        loss = F.cross_entropy(unit @ v.T + c, labels)
+        loss = loss + 0.5 * strength * (v - v_0).square().sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)  # type: ignore[arg-type]
-    fitted = weight.detach()
-    return Probe(fitted, bias.detach() - fitted @ centre)
+    weight = v.detach() / scale
+    return Probe(weight, c.detach() - weight @ centre)
 
 
 def stratified_folds(labels: Tensor, folds: int, generator: torch.Generator) -> Tensor:
@@ -96,6 +105,18 @@ def stratified_folds(labels: Tensor, folds: int, generator: torch.Generator) -> 
     return fold_of
 
 
+def tempered_loss(logits: Tensor, labels: Tensor) -> float:
+    """Return the mean cross-entropy of logits (N, K) at the temperature that suits them best.
+
+    Models are compared by what they tell apart, not by how sure they are: of two fits the one
+    with larger weights, or of a generalist that has seen the shots the one that was sharpened on
+    them, would else win by confidence alone.
+    """
+    logits, labels = logits.detach().double().cpu(), labels.cpu()
+    scales = torch.logspace(-1.5, 1.5, 61, dtype=torch.float64)  # of the logits: 1/32 to 32
+    return min(F.cross_entropy(scale * logits, labels).item() for scale in scales)
+
+
 def choose_strength(
     x: Tensor,
     labels: Tensor,
@@ -106,7 +127,7 @@ def choose_strength(
     strengths: Sequence[float] = STRENGTHS,
     views: int = 1,
 ) -> tuple[float, dict[float, tuple[float, float]]]:
-    """Choose the strength with the least held-out cross-entropy.
+    """Choose the strength with the least held-out cross-entropy at its best temperature.
 
     Args:
         x: features (views * N, D); view v of example n is row v * N + n. The first view is the
@@ -116,14 +137,14 @@ def choose_strength(
         strengths: what to choose from; infinity counts only where ``start`` is given.
 
     Returns:
-        the strength, and for each strength the held-out (cross-entropy, accuracy).
+        the strength, and for each strength the held-out (tempered cross-entropy, accuracy).
     """
     scores: dict[float, tuple[float, float]] = {}
     labels, folds = labels.cpu(), int(fold_of.max()) + 1
     for strength in strengths:
         if math.isinf(strength) and start is None:
             continue
-        loss, correct = 0.0, 0
+        logits = torch.empty(len(labels), classes, dtype=torch.float64)
         for fold in range(folds):
             train, held = fold_of != fold, fold_of == fold
             probe = fit_probe(
@@ -133,8 +154,7 @@ def choose_strength(
                 strength,
                 start=start,
             )
-            logits = probe.logits(x[: len(labels)][held])
-            loss += F.cross_entropy(logits, labels[held], reduction="sum").item()
-            correct += int((logits.argmax(1) == labels[held]).sum())
-        scores[strength] = (loss / len(labels), correct / len(labels))
+            logits[held] = probe.logits(x[: len(labels)][held])
+        correct = int((logits.argmax(1) == labels).sum())
+        scores[strength] = (tempered_loss(logits, labels), correct / len(labels))
     return min(scores, key=lambda key: scores[key][0]), scores

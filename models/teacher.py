@@ -226,9 +226,9 @@ def _fine_tune(
     device: torch.device,
     progress: Progress | None,
 ) -> nn.Module:
-    """Return a fine-tuned copy; dropout and batch statistics stay as in evaluation."""
+    """Return a fine-tuned copy. Text keeps its dropout on: it is the augmentation it has."""
     assert samples.labels is not None
-    tuned = copy.deepcopy(model).eval()
+    tuned = copy.deepcopy(model).train(_is_text(samples))
     generator = torch.Generator().manual_seed(s.seed)
     head_name, head = head_of(tuned)
     tables = {id(m.weight) for m in tuned.modules() if isinstance(m, nn.Embedding)}
@@ -256,7 +256,9 @@ def _fine_tune(
     inputs: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     batches = _pairs(samples.labels[rows], min(s.batch_size, 2 * len(rows)), generator)
-    try:
+    forked = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(forked):  # dropout draws from the global generator
+        torch.manual_seed(s.seed)
         for step in range(s.steps):
             picked = rows[next(batches)]
             batch = samples.batch(picked, device=device, generator=generator)
@@ -274,6 +276,5 @@ def _fine_tune(
             schedule.step()
             if progress is not None:
                 progress(step + 1, s.steps, "teacher")
-    finally:
-        hook.remove()
+    hook.remove()
     return tuned.eval()

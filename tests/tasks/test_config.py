@@ -62,7 +62,7 @@ def test_sparsity_is_given_or_follows(changes: dict[str, Any], sparsity: float) 
         ({"distill": {"rungs": [0.75, 0.5]}}, ("distill.rungs", "rise")),
         ({"name": "a/b"}, ("name", "a/b", "letters")),
         ({"task": {"train": "a.csv"}}, ("task.test", "missing")),
-        ({"task": {"train": "a", "test": "b", "classes": [3]}}, ("task.classes.0", "3")),
+        ({"task": {"train": "a", "test": "b", "classes": [3.5]}}, ("task.classes.0", "3.5")),
         ({"generalist": 3}, ("generalist", "3")),
     ],
 )
@@ -141,6 +141,20 @@ def test_a_recipe_survives_its_own_yaml(tmp_path: Path) -> None:
     path = tmp_path / "again.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     assert load_recipe(path) == recipe
+
+
+def test_yaml_s_old_surprises_do_not_happen(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "name: n\ngeneralist: {source: timm:x}\n"
+        "task: {train: a, test: b, classes: [yes, no, 3, 2024-01-01]}\n"
+        "prune: {pattern: 2:4}\ndistill: {lr: 1e-4}\ntarget: {bytes: 5_000_000}\ncache: off\n"
+    )
+    recipe = load_recipe(path)
+    assert recipe.task.classes == ["yes", "no", "3", "2024-01-01"]
+    assert recipe.prune.pattern == "2:4"
+    assert (recipe.distill.lr, recipe.target.bytes, recipe.cache) == (1e-4, 5_000_000, "off")
+    assert load_recipe(path, ["prune.pattern=1:4"]).sparsity == 0.75
 
 
 def fields(model: type[BaseModel]) -> list[tuple[str, str | None]]:

@@ -1,0 +1,80 @@
+"""The command line beside `specialize`: help, report, predict, doctor."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.output
+
+
+def test_help_names_the_commands_and_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom flows.cli import app\n"
+        "try: app(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'prefect', 'mlflow', 'datasets', 'onnxruntime', 'pandas'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for command in ("specialize", "predict", "report", "doctor", "ui"):
+        assert command in done.stdout
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    code, output = run()
+    assert code == 2 and "specialize" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("report", "nowhere"), "nowhere/report.json is not there"),
+        (("predict", "nowhere", "x"), "neither a run's folder nor a registered model"),
+        (("predict", ".", "x"), "specialist.onnx: no such file"),
+        (("predict", "models:/nobody/1", "x"), "models:/nobody/1 is not in sqlite:"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, output = run(*arguments)
+    assert code == 2
+    assert output.startswith("winnow: ") and output.count("\n") == 1
+    assert words in output
+
+
+def test_a_foreign_report_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(json.dumps({"schema": 9}))
+    code, output = run("report", str(tmp_path))
+    assert code == 2 and "not a report of this version" in output
+
+
+def test_doctor_reports_host_packages_and_stores(home: Path) -> None:
+    code, output = run("doctor")
+    for word in ("host", "kernels", "onnxruntime", "torch", str(home), "sqlite:"):
+        assert word in output
+    assert code == 0, output
+
+
+def test_doctor_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "file" / "inner"))
+    code, output = run("doctor")
+    assert code == 1
+    assert "is a file" in output

@@ -30,9 +30,7 @@ class HessianAccumulator:
         """Add one batch of the layer's inputs; see :func:`columns_of` for its shape."""
         columns = columns_of(self.layer, x)
         if self._max_rows is not None and columns.shape[1] > self._max_rows:
-            # evenly spaced positions: neighbours in an image carry nearly the same column
-            stride = -(-columns.shape[1] // self._max_rows)
-            columns = columns[:, ::stride]
+            columns = columns[:, self._thinned(columns.shape[1], self._max_rows)]
         dtype = torch.float64 if columns.dtype == torch.float64 else torch.float32
         columns = columns.to(dtype)
         if self.layer.bias is not None:
@@ -44,6 +42,16 @@ class HessianAccumulator:
         # running mean: H <- n/(n+m) H + 2/(n+m) X^T X
         self.hessian.baddbmm_(columns.mT, columns, beta=n / (n + m), alpha=2 / (n + m))
         self.samples = n + m
+
+    def _thinned(self, rows: int, wanted: int) -> Tensor:
+        """One row at a random place in each of ``wanted`` equal stretches.
+
+        Neighbouring positions of an image say nearly the same, so a part of them is enough; a
+        fixed stride would fall into step with the image's width and see one edge of it only.
+        """
+        generator = torch.Generator().manual_seed(self.samples)
+        places = torch.arange(wanted) + torch.rand(wanted, generator=generator)
+        return (places * (rows / wanted)).long().clamp_(max=rows - 1)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def specialize(
         out = out or Path("runs") / plan.name
         require_writable(out, "--out")
         require_writable(home(), "WINNOW_HOME")
+        signal.signal(signal.SIGTERM, _terminate)
         _quiet()
         # Prefect, datasets and MLflow take seconds to import: only once the recipe is good
         from flows.specialize import specialize as run
@@ -103,6 +104,7 @@ def ui() -> None:
     with _one_line_errors():
         from tasks.servers import serve_pages
 
+        signal.signal(signal.SIGTERM, _terminate)
         serve_pages()
 
 
@@ -115,7 +117,6 @@ def _quiet() -> None:
         os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "CRITICAL")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    signal.signal(signal.SIGTERM, _terminate)
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from models.errors import GeneralistError
@@ -39,6 +40,11 @@ def find_head(model: nn.Module) -> tuple[str, nn.Linear] | None:
 
 def replace_head(model: nn.Module, classes: int) -> nn.Linear:
     """Put a fresh ``classes``-way Linear layer in the head's place and return it."""
+    with torch.random.fork_rng(devices=[]):  # its random weights are overwritten, so cost no draw
+        return _replaced_head(model, classes)
+
+
+def _replaced_head(model: nn.Module, classes: int) -> nn.Linear:
     if isinstance(model, TextClassifier):
         model.head = nn.Linear(model.width, classes)
         return model.head

@@ -87,7 +87,7 @@ def fit_probe(
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     weight = v.detach() / scale
     return Probe(weight, c.detach() - weight @ centre)
 
@@ -127,7 +127,9 @@ def choose_strength(
     strengths: Sequence[float] = STRENGTHS,
     views: int = 1,
 ) -> tuple[float, dict[float, tuple[float, float]]]:
-    """Choose the strength with the least held-out cross-entropy at its best temperature.
+    """Choose the strength with the least held-out cross-entropy.
+
+    Where rows are given, each strength is scored at its best temperature (`tempered_loss`).
 
     Args:
         x: features (views * N, D); view v of example n is row v * N + n. The first view is the
@@ -137,7 +139,7 @@ def choose_strength(
         strengths: what to choose from; infinity counts only where ``start`` is given.
 
     Returns:
-        the strength, and for each strength the held-out (tempered cross-entropy, accuracy).
+        the strength, and for each strength the held-out (cross-entropy, accuracy).
     """
     scores: dict[float, tuple[float, float]] = {}
     labels, folds = labels.cpu(), int(fold_of.max()) + 1
@@ -156,5 +158,9 @@ def choose_strength(
             )
             logits[held] = probe.logits(x[: len(labels)][held])
         correct = int((logits.argmax(1) == labels).sum())
-        scores[strength] = (tempered_loss(logits, labels), correct / len(labels))
+        if start is None:
+            loss = F.cross_entropy(logits, labels).item()
+        else:
+            loss = tempered_loss(logits, labels)
+        scores[strength] = (loss, correct / len(labels))
     return min(scores, key=lambda key: scores[key][0]), scores

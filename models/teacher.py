@@ -23,7 +23,13 @@ from models.checkpoint import Bundle
 from models.errors import GeneralistError
 from models.folding import fold_batchnorm
 from models.heads import covers, features, head_of, restrict_head, with_head
-from models.linear_probe import Probe, choose_strength, fit_probe, stratified_folds
+from models.linear_probe import (
+    Probe,
+    choose_strength,
+    fit_probe,
+    stratified_folds,
+    tempered_loss,
+)
 from models.samples import Samples, TextSamples
 
 __all__ = ["TeacherSettings", "adapt"]
@@ -174,13 +180,10 @@ def _write(model: nn.Module, probe: Probe) -> None:
 
 @torch.no_grad()
 def _loss(model: nn.Module, samples: Samples, rows: Tensor, device: torch.device) -> float:
-    """Mean cross-entropy on some examples, unaugmented."""
+    """Cross-entropy at its best temperature on some examples, unaugmented."""
     assert samples.labels is not None
-    total = 0.0
-    for part in rows.split(_EVAL_BATCH):
-        logits = model(*samples.batch(part, device=device)).float().cpu()
-        total += float(F.cross_entropy(logits, samples.labels[part], reduction="sum"))
-    return total / len(rows)
+    parts = [model(*samples.batch(part, device=device)).cpu() for part in rows.split(_EVAL_BATCH)]
+    return tempered_loss(torch.cat(parts), samples.labels[rows])
 
 
 @torch.no_grad()

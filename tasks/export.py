@@ -35,12 +35,15 @@ def export(
     # see load.py: only a stage that computes pays for torch
     from exports.graph import export_onnx, match_layers
     from models.checkpoint import load_bundle
+    from models.folding import fold_batchnorm
     from models.structure import prunable_layers
     from tasks.batches import INPUTS, blank
     from tasks.lower import lower
 
     bundle = load_bundle(model.folder)
     path, shown = into / GRAPH, blank(bundle)
+    if bundle.modality == "image":  # the exporter would fold BatchNorm itself: unseen, unnamed
+        bundle = fold_batchnorm(bundle, shown)
     export_onnx(bundle.model, shown, path, input_names=INPUTS[bundle.modality])
     progress(1, 2, "traced")
     layers = prunable_layers(bundle.model, shown)

@@ -195,6 +195,18 @@ def test_hessian_streams(generator, split):
     assert torch.allclose(accumulator.hessian[0], 2 / 64 * x.T @ x)
 
 
+def test_thinning_sees_every_part_of_an_image(generator):
+    """A stride of whole image rows would only ever see one column of pixels."""
+    conv = nn.Conv2d(1, 4, 3, padding=1, bias=False, dtype=F64)
+    x = torch.randn(4, 1, 64, 64, generator=generator, dtype=F64)
+    whole, thinned = HessianAccumulator(conv), HessianAccumulator(conv, max_rows=256)
+    whole.add(x)
+    thinned.add(x)
+    assert thinned.samples == 256
+    ratio = thinned.hessian.diagonal(dim1=1, dim2=2) / whole.hessian.diagonal(dim1=1, dim2=2)
+    assert bool(((ratio > 0.7) & (ratio < 1.4)).all())
+
+
 CONVS = [
     nn.Conv2d(6, 8, 1, stride=2),
     nn.Conv2d(6, 8, 3, padding=1),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
+from tasks import servers
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,3 +82,48 @@ def test_doctor_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     code, output = run("doctor")
     assert code == 1
     assert "is a file" in output
+
+
+def test_ui_says_which_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setitem(servers.UI_PORTS, "mlflow", taken.getsockname()[1])
+        code, output = run("ui")
+    assert code == 2
+    assert output.startswith("winnow: ui: port ") and "(mlflow) is taken" in output
+
+
+@pytest.mark.slow
+def test_ui_serves_both_pages_and_ends_with_all_its_children(home: Path) -> None:
+    ports = {}
+    for name in ("mlflow", "prefect"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports[name] = free.getsockname()[1]
+    script = (
+        "import sys, tasks.home as h\n"
+        f"h.UI_PORTS.update({ports!r})\n"
+        "from flows.cli import app\napp(['ui'])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        for path in (f"{ports['mlflow']}/health", f"{ports['prefect']}/api/health"):
+            assert answers(f"http://127.0.0.1:{path}"), path
+    finally:
+        process.terminate()
+        process.wait(30)
+    for port in ports.values():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+
+
+def answers(address: str) -> bool:
+    for _ in range(240):
+        try:
+            with urllib.request.urlopen(address, timeout=2) as response:
+                return response.status == 200
+        except OSError:
+            time.sleep(0.5)
+    return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from flows.specialize import specialize
+from tasks import cache
 from tasks.config import Recipe
 from tests.conftest import QUICK, merged
 
@@ -234,13 +236,57 @@ def test_a_changed_value_recomputes_exactly_what_depends_on_it(
     assert run.again(capsys, **changes)[1] == computed
 
 
+@pytest.mark.parametrize(
+    ("touched", "computed"),
+    [
+        ("compression/sweep.py", ["prune to 0.5", "quantize teacher", "quantize specialist"]),
+        ("models/teacher.py", ["teach"]),
+        ("exports/parity.py", ["verify"]),
+        ("tasks/progress.py", []),
+    ],
+)
+def test_a_touched_file_recomputes_exactly_the_stages_that_reach_it(
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    touched: str,
+    computed: list[str],
+) -> None:
+    for room in cache.ROOMS:
+        shutil.copytree(cache.ROOT / room, tmp_path / room)
+    with (tmp_path / touched).open("a") as source:
+        source.write("# touched\n")
+    digest = cache.code_digest
+    monkeypatch.setattr(cache, "code_digest", lambda module, _: digest(module, tmp_path))
+    # what is made again is bit for bit what was there, so that nothing after it is made again
+    assert run.again(capsys)[1] == computed
+
+
+def test_other_content_of_the_test_set_recomputes_what_looks_at_it(
+    run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved.jsonl"
+    shutil.copyfile(run.plain["task"]["test"], moved)
+    same = {"task": {"test": str(moved)}}
+    assert run.again(capsys, **same)[1] == []  # another path, the same content
+    lines = moved.read_text().splitlines()
+    moved.write_text("\n".join(lines[1:]) + "\n")
+    assert run.again(capsys, **same)[1] == ["prepare", "verify"]
+
+
+@pytest.mark.slow
+def test_cache_off_recomputes_everything(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name for path in (run.home / "store" / "export").iterdir()}
+    _, computed = run.again(capsys, cache="off")
+    assert sorted(computed) == sorted(STAGES)
+    assert {path.name for path in (run.home / "store" / "export").iterdir()} == before
+
+
 def test_a_damaged_artifact_is_made_again(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    verified = sorted((run.home / "store" / "verify").glob("*/report.json"))[0]
-    verified.write_text("{}")
-    told: set[str] = set()
-    for changes in ({}, {"verify": {"max_drop": 0.4}}):
-        told |= set(run.again(capsys, **changes)[1])
-    assert told == {"verify"}
+    for weights in (run.home / "store" / "teach").glob("*/model.safetensors"):
+        weights.write_bytes(b"")
+    assert run.again(capsys)[1] == ["teach"]
 
 
 def test_failed_runs_end_failed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

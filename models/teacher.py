@@ -128,7 +128,10 @@ def adapt(
             if tried and _is_text(support):
                 fit_head(between, train)
             losses[tried] = _loss(between, support, held, device)
-        alpha = min(losses, key=lambda key: losses[key])
+        # ties (shots that are told apart perfectly) go to the tuned body for text, whose classes
+        # the contrastive loss spreads apart, and to the generalist's own body for images
+        order = sorted(losses, reverse=_is_text(support))
+        alpha = min(order, key=lambda key: round(losses[key], 4))
         metrics |= {f"held_loss_{key:g}": value for key, value in losses.items()}
     fit_head(model)
     if alpha:

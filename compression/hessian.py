@@ -28,9 +28,7 @@ class HessianAccumulator:
     @torch.no_grad()
     def add(self, x: Tensor) -> None:
         """Add one batch of the layer's inputs; see :func:`columns_of` for its shape."""
-        columns = columns_of(self.layer, x)
-        if self._max_rows is not None and columns.shape[1] > self._max_rows:
-            columns = columns[:, self._thinned(columns.shape[1], self._max_rows)]
+        columns = columns_of(self.layer, x, self._thinned)
         dtype = torch.float64 if columns.dtype == torch.float64 else torch.float32
         columns = columns.to(dtype)
         if self.layer.bias is not None:
@@ -43,12 +41,15 @@ class HessianAccumulator:
         self.hessian.baddbmm_(columns.mT, columns, beta=n / (n + m), alpha=2 / (n + m))
         self.samples = n + m
 
-    def _thinned(self, rows: int, wanted: int) -> Tensor:
-        """One row at a random place in each of ``wanted`` equal stretches.
+    def _thinned(self, rows: int) -> Tensor | None:
+        """One row at a random place in each of ``max_rows`` equal stretches; None for all.
 
         Neighbouring positions of an image say nearly the same, so a part of them is enough; a
         fixed stride would fall into step with the image's width and see one edge of it only.
         """
+        wanted = self._max_rows
+        if wanted is None or rows <= wanted:
+            return None
         generator = torch.Generator().manual_seed(self.samples)
         places = torch.arange(wanted) + torch.rand(wanted, generator=generator)
         return (places * (rows / wanted)).long().clamp_(max=rows - 1)

@@ -7,6 +7,8 @@ the layer problem  min ||W X - W' X||^2  is the same for all of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,14 +58,19 @@ def store(layer: Layer, weight: Tensor, bias: Tensor | None = None) -> None:
         layer.bias.copy_(bias.reshape(-1).to(layer.bias.dtype))
 
 
-def columns_of(layer: Layer, x: Tensor) -> Tensor:
+def columns_of(
+    layer: Layer, x: Tensor, pick: Callable[[int], Tensor | None] = lambda _: None
+) -> Tensor:
     """Inputs of the layer as the columns its matrix multiplies: (G, N, C).
 
     N counts samples times positions. For a Linear layer ``x`` is (..., in); for a Conv2d it is
-    (B, channels, height, width) and every output position gives one column.
+    (B, channels, height, width) and every output position gives one column. ``pick`` is told N
+    and may answer with the indices wanted, before anything is copied.
     """
     if isinstance(layer, nn.Linear):
-        return x.reshape(1, -1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])
+        wanted = pick(len(rows))
+        return (rows if wanted is None else rows[wanted.to(x.device)])[None]
     if layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "valid"):
         s, t = layer.stride
         x = x[:, :, ::s, ::t]
@@ -75,6 +82,12 @@ def columns_of(layer: Layer, x: Tensor) -> Tensor:
         unfolded = F.unfold(
             F.pad(x, padding), layer.kernel_size, dilation=layer.dilation, stride=layer.stride
         )  # (B, channels*kh*kw, L)
-        b, rows, positions = unfolded.shape
-        columns = unfolded.reshape(b, layer.groups, rows // layer.groups, positions)
-    return columns.permute(1, 0, 3, 2).reshape(layer.groups, -1, columns.shape[2])
+        b, inputs, length = unfolded.shape
+        columns = unfolded.reshape(b, layer.groups, inputs // layer.groups, length)
+    batch, groups, size, positions = columns.shape
+    wanted = pick(batch * positions)
+    if wanted is None:
+        return columns.permute(1, 0, 3, 2).reshape(groups, -1, size)
+    wanted = wanted.to(x.device)
+    # (n, G, C) -> (G, n, C)
+    return columns[wanted // positions, :, :, wanted % positions].transpose(0, 1)

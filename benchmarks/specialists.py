@@ -49,7 +49,7 @@ def recipe_of(
             "unlabelled": "rest" if pool else None,
         },
         "prune": {"sparsity": RUNGS[-1], "calibration": kind},
-        "distill": {"steps": 150},
+        "distill": {"steps": 150, "labelled_share": 0.5},
     }
 
 
@@ -226,13 +226,17 @@ def table(args: argparse.Namespace) -> None:
             continue
         generalist, task, _, pool, kind, sparsity = name
         found[generalist, task, pool, kind][sparsity].append(base["accuracy"] - row["accuracy"])
-        found["mean", "", pool, kind][sparsity].append(base["accuracy"] - row["accuracy"])
+        found["all of the above", "", pool, kind][sparsity].append(
+            base["accuracy"] - row["accuracy"]
+        )
         ratios[sparsity].append(row["nonzero_ratio"])
     print("Drop in points, teacher minus INT8 specialist; mean (standard deviation; runs).\n")
     heads = [f"{s:.0%} ({np.mean(ratios[s]):.1f}x)" for s in RUNGS if ratios[s]]
     print("| generalist | task | unlabelled | calibration | " + " | ".join(heads) + " |")
     print("|---|---|---|---|" + "---|" * len(heads))
-    for (generalist, task, pool, kind), drops in sorted(found.items(), key=str):
+    for (generalist, task, pool, kind), drops in sorted(
+        found.items(), key=lambda item: (item[0][0] == "all of the above", str(item[0]))
+    ):
         cells = []
         for sparsity in RUNGS:
             d = 100 * np.array(drops.get(sparsity, []))
@@ -242,22 +246,17 @@ def table(args: argparse.Namespace) -> None:
         print(f"| {generalist} | {task} | {shown} | {kind} | " + " | ".join(cells) + " |")
     print()
     for pool in (True, False):
-        pairs = [
-            rows[(*name[:4], "generic", s)]["accuracy"] - row["accuracy"]
+        gains = [
+            100 * (row["accuracy"] - rows[(*name[:4], "generic", name[5])]["accuracy"])
             for name, row in rows.items()
-            if (s := name[-1]) in (0.5, 0.75)
-            and name[3] is pool
-            and name[4] == "task"
-            and (*name[:4], "generic", s) in rows
-            and s == 0.75
+            if name[3:] == (pool, "task", 0.75) and (*name[:4], "generic", name[5]) in rows
         ]
-        if pairs:
-            d = -100 * np.array(pairs)
-            error = d.std(ddof=1) / len(d) ** 0.5 if len(d) > 1 else float("nan")
+        if len(gains) > 1:
+            mean, error = np.mean(gains), np.std(gains, ddof=1) / len(gains) ** 0.5
             print(
                 f"Task-aware minus generic calibration at 75 %, unlabelled "
-                f"{'rest' if pool else 'none'}: {d.mean():+.2f} points "
-                f"(standard error {error:.2f}, {len(d)} pairs)"
+                f"{'rest' if pool else 'none'}: {mean:+.2f} points "
+                f"(standard error {error:.2f}, {len(gains)} pairs)"
             )
 
 

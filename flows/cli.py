@@ -56,7 +56,7 @@ def specialize(
 
         report = run(plan, out)
         print_summary(report)
-        next_steps(plan, report, out)
+        next_steps(report, out)
     raise typer.Exit(EXIT_CODES[report["verdict"]["status"]])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compression.losses import UNLABELLED
 from exports.preprocess import ImagePreprocess, TextPreprocess
@@ -84,6 +84,12 @@ def blank(bundle: Bundle) -> Batch:
         return (torch.zeros(2, 3, height, width),)
     ones = torch.ones(2, 8, dtype=torch.int64)
     return ones, ones
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """A Linear or Conv2d layer's weight, apart from any graph."""
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    return layer.weight.detach()
 
 
 def dense_layers(layers: Sequence[str], parts: Sequence[str], wanted: Sequence[str]) -> set[str]:
@@ -180,7 +186,9 @@ def calibration(
     split = splits(data, *names)
     shots = 0 if generic else int(data.metrics["support"]["n"])
     generator = torch.Generator().manual_seed(recipe.task.seed)
-    order = shots + torch.randperm(len(split) - shots, generator=generator)
+    # from the end of the order whose beginning `mixture` holds out: what is solved on those
+    # examples must not be judged by them
+    order = shots + torch.randperm(len(split) - shots, generator=generator).flip(0)
     rows = torch.cat([torch.arange(shots), order])[: recipe.prune.samples].tolist()
     chosen = samples(split.rows(rows), bundle, recipe)
     return lambda: chosen.calibration(_CALIBRATION_BATCH, device=at)

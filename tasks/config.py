@@ -179,7 +179,10 @@ class Distill(Section):
     )
     batch_size: int = Field(64, ge=2, description="Examples a distillation step.")
     labelled_share: float = Field(
-        0.5, ge=0, le=1, description="Share of a batch drawn from the shots, where there is a pool."
+        0.25,
+        ge=0,
+        le=1,
+        description="Share of a batch drawn from the shots, where there is a pool.",
     )
     lr: float | None = Field(
         None, gt=0, description="Peak learning rate of a rung; left out: 5e-4 image, 2e-4 text."
@@ -289,24 +292,31 @@ class Recipe(Section):
     )
     generalist: Generalist = Field(description="The big pretrained model to start from.")
     task: Task = Field(description="The task's classes and its data.")
-    target: Target = Field(default_factory=Target, description="Budgets that must hold for a pass.")
+    target: Target = Field(
+        default=Target.model_validate({}), description="Budgets that must hold for a pass."
+    )
     teacher: Teacher = Field(
-        default_factory=Teacher, description="How the generalist is adapted to the task, dense."
+        default=Teacher.model_validate({}),
+        description="How the generalist is adapted to the task, dense.",
     )
     augment: Augment = Field(
-        default_factory=Augment, description="Random changes to training images."
+        default=Augment.model_validate({}), description="Random changes to training images."
     )
-    prune: Prune = Field(default_factory=Prune, description="Task-aware layer-wise pruning.")
+    prune: Prune = Field(
+        default=Prune.model_validate({}), description="Task-aware layer-wise pruning."
+    )
     distill: Distill = Field(
-        default_factory=Distill, description="Recovery between the rungs of gradual pruning."
+        default=Distill.model_validate({}),
+        description="Recovery between the rungs of gradual pruning.",
     )
     quantize: Quantize = Field(
-        default_factory=Quantize, description="Low-precision weights and activations."
+        default=Quantize.model_validate({}), description="Low-precision weights and activations."
     )
     verify: Verify = Field(
-        default_factory=Verify, description="What counts as a pass, and how it is measured."
+        default=Verify.model_validate({}),
+        description="What counts as a pass, and how it is measured.",
     )
-    track: Track = Field(default_factory=Track, description="Where the run is recorded.")
+    track: Track = Field(default=Track.model_validate({}), description="Where the run is recorded.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Arithmetic of training; auto: bfloat16 where the processor has it.",

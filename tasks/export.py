@@ -37,7 +37,7 @@ def export(
     from models.checkpoint import load_bundle
     from models.folding import fold_batchnorm
     from models.structure import prunable_layers
-    from tasks.batches import INPUTS, blank
+    from tasks.batches import INPUTS, blank, weight_of
     from tasks.lower import lower
 
     bundle = load_bundle(model.folder)
@@ -47,7 +47,7 @@ def export(
     export_onnx(bundle.model, shown, path, input_names=INPUTS[bundle.modality])
     progress(1, 2, "traced")
     layers = prunable_layers(bundle.model, shown)
-    weights = {key: layer.weight.detach().numpy() for key, layer in layers.items()}
+    weights = {key: weight_of(layer).numpy() for key, layer in layers.items()}
     prunable = sorted(set(match_layers(path, weights).values()))
     if (model.folder / GRIDS).is_file():
         lower(recipe, data, bundle, model, path)

@@ -33,7 +33,7 @@ def load(recipe: Recipe, *, into: Path, progress: Callback) -> dict[str, Any]:
     from models.checkpoint import save_bundle
     from models.generalists import load_generalist
     from models.structure import prunable_layers, segments
-    from tasks.batches import blank, dense_layers
+    from tasks.batches import blank, dense_layers, weight_of
 
     bundle = load_generalist(recipe.generalist.source, max_length=recipe.generalist.max_length)
     layers = prunable_layers(bundle.model, blank(bundle))
@@ -44,7 +44,7 @@ def load(recipe: Recipe, *, into: Path, progress: Callback) -> dict[str, Any]:
         "modality": bundle.modality,
         "labels": len(bundle.labels or ()),
         "parameters": sum(p.numel() for p in bundle.model.parameters()),
-        "prunable": sum(layer.weight.numel() for layer in layers.values()),
+        "prunable": sum(weight_of(layer).numel() for layer in layers.values()),
         "licence": bundle.licence,
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -34,7 +35,7 @@ def lower(recipe: Recipe, data: Artifact, bundle: Bundle, model: Artifact, path:
         for name, (integers, scale) in _pairs(stored, "embedding").items()
     }
     if weights:
-        kind = default_activation()
+        kind: Literal["uint8", "int8"] = "uint8" if default_activation() == "uint8" else "int8"
         shots = batches.calibration(recipe, data, bundle, generic=False, at=batches.device())
         initializers = match_layers(path, {name: grid.values() for name, grid in weights.items()})
         ranges = calibrate(

@@ -24,9 +24,11 @@ class Split:
 
     def rows(self, rows: Sequence[int]) -> Split:
         """Some of the examples, in the order of `rows`."""
-        columns = (self.inputs, self.labels, self.digests)
-        inputs, labels, digests = (tuple(column[row] for row in rows) for column in columns)
-        return Split(inputs, labels, digests)
+        return Split(
+            tuple(self.inputs[row] for row in rows),
+            tuple(self.labels[row] for row in rows),
+            tuple(self.digests[row] for row in rows),
+        )
 
     def sha256(self) -> str:
         """One digest of what the examples show, their classes and their order."""

@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tasks.config import Recipe
 from tasks.errors import RecipeError
 from tasks.home import tracking_uri
 
@@ -42,14 +41,17 @@ def print_summary(report: Mapping[str, Any], console: Console | None = None) -> 
         highlight=False,
         markup=False,
     )
-    table = Table()
-    table.add_column("")
-    for heading in ("accuracy", "parameters", "nonzero", "bytes", "ms", "faster", "smaller"):
+    # at most 80 characters wide: a table that is folded or cut tells nothing
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    table.add_column("", no_wrap=True)
+    for heading in ("accuracy", "params", "nonzero", "bytes", "ms", "faster", "smaller"):
         table.add_column(heading, justify="right", no_wrap=True)
     models = report["models"]
     for name, facts in models.items():
         table.add_row(name, *_cells(facts, models["generalist"]))
+    console.print()
     console.print(table)
+    console.print()
     for line in _findings(report):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     verdict = report["verdict"]
@@ -58,11 +60,10 @@ def print_summary(report: Mapping[str, Any], console: Console | None = None) -> 
         console.print(f"  - {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
-def next_steps(recipe: Recipe, report: Mapping[str, Any], out: Path, *, example: str = "") -> None:
+def next_steps(report: Mapping[str, Any], out: Path) -> None:
     """Where the result lies and how to use it."""
     console, where = _console(), shlex.quote(str(out))
-    tracked = report["mlflow"]
-    sample = example or ("a photo.jpg" if report["task"]["modality"] == "image" else "your text")
+    tracked, sample = report["mlflow"], report["example"] or "photo.jpg"
     lines = [
         ("result", f"{out}  (specialist.onnx, report.json, card.md, tradeoff.png)"),
         ("try it", f"winnow predict {where} {shlex.quote(sample)}"),
@@ -88,22 +89,26 @@ def _cells(facts: Mapping[str, Any], generalist: Mapping[str, Any]) -> list[str]
         accuracy = f"{facts['accuracy']:.3f}"
         if facts.get("accuracy_ci"):
             low, high = facts["accuracy_ci"]
-            accuracy += f" [{low:.3f}, {high:.3f}]"
+            accuracy += f" ({low:.3f}-{high:.3f})"
     return [
         accuracy,
         _short(facts["parameters"]),
         _short(facts["nonzero"]),
         _short(facts["bytes"]),
-        f"{facts['latency_ms']:.2f}",
+        _milliseconds(facts["latency_ms"]),
         f"{generalist['latency_ms'] / facts['latency_ms']:.1f}x",
         f"{generalist['bytes'] / facts['bytes']:.1f}x",
     ]
 
 
+def _milliseconds(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
 def _short(number: float) -> str:
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
-            return f"{number / size:.1f} {unit}"
+            return f"{number / size:.1f}{unit}"
     return f"{number:.0f}"
 
 

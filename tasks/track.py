@@ -58,6 +58,7 @@ def track(
 ) -> dict[str, Any]:
     """Register the specialist, fill `out`, record everything; returns the finished report."""
     report = verified.json_file("report.json")
+    example = load_split(data.folder / "support.parquet").inputs[0]
     status = report["verdict"]["status"]
     registered = None
     with tempfile.TemporaryDirectory(prefix="winnow-") as scratch:
@@ -70,7 +71,7 @@ def track(
                 served,
                 digest=folder_digest(served),
                 verdict=status,
-                example=[load_split(data.folder / "support.parquet").inputs[0]],
+                example=[example],
                 requirements=("mlflow", "numpy", "onnxruntime", "pillow", "tokenizers"),
             )
     report["mlflow"] = {
@@ -90,4 +91,4 @@ def track(
     write_atomically(out / "report.json", (json.dumps(report, indent=1) + "\n").encode())
     names = [name for name, _ in files] + ["recipe.yaml", "report.json"]
     url = tracking.log_run(run_id, recipe, report, stages, [out / name for name in names])
-    return {**report, "page": url}
+    return {**report, "page": url, "example": example if isinstance(example, str) else None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import subprocess
@@ -11,10 +12,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.cli import app
 from tasks import servers
+from tasks.summary import print_summary
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,3 +130,21 @@ def answers(address: str) -> bool:
         except OSError:
             time.sleep(0.5)
     return False
+
+
+def test_the_table_fits_eighty_characters() -> None:
+    facts = {"parameters": 123_456_789, "nonzero": 123_456_789, "bytes": 123_456_789}
+    measured = {"accuracy": 0.897, "accuracy_ci": [0.874, 0.917], "latency_ms": 123.4}
+    report = {
+        "task": {"name": "n", "classes": ["a", "b"], "shots": 16, "test": {"n": 768}},
+        "models": {name: facts | measured for name in ("generalist", "teacher", "specialist")},
+        "accuracy": {"drop": 0, "drop_ci": [0, 0], "confidence": 0.95, "method": "m", "n": 768},
+        "speed": {"ratio": 1, "ratio_ci": [1, 1], "runtime": "cpu", "batch": 1, "threads": 1},
+        "sparsity": {"bytes_ratio": 1, "nonzero_ratio": 1, "nonzero_ratio_all": 1},
+        "verdict": {"status": "pass", "reasons": []},
+    }
+    stream = io.StringIO()
+    print_summary(report, Console(file=stream, width=80))
+    lines = stream.getvalue().splitlines()
+    assert "…" not in stream.getvalue()
+    assert sum("0.897 (0.874-0.917)" in line for line in lines) == 3

@@ -170,8 +170,14 @@ def run(args: argparse.Namespace) -> None:
     if args.out.exists():
         done = {_name(json.loads(line)) for line in args.out.read_text().splitlines()}
     for row in json.loads((args.home / "plan.json").read_text()):
-        last = 0.75 if row["calibration"] == "generic" else RUNGS[-1]
-        wanted = all(part in _name(row) for part in args.only)
+        if args.steps is not None:
+            row["recipe"]["distill"]["steps"] = args.steps
+        if args.teacher_steps is not None:
+            row["recipe"]["teacher"] = {"steps": args.teacher_steps}
+        if args.sparsity is not None:
+            row["recipe"]["prune"]["sparsity"] = args.sparsity
+        last = 0.75 if row["calibration"] == "generic" else row["recipe"]["prune"]["sparsity"]
+        wanted = all(part in map(str, _name(row)) for part in args.only)
         if wanted and (*_name(row)[:-1], last) not in done:
             rows.put(row)
     until = time.time() + 60 * args.minutes
@@ -275,6 +281,9 @@ def main() -> None:
     two.add_argument("--per-gpu", type=int, default=1)
     two.add_argument("--scorers", type=int, default=1)
     two.add_argument("--minutes", type=float, default=1e6)
+    two.add_argument("--steps", type=int, help="distillation steps of a half-dense model")
+    two.add_argument("--teacher-steps", type=int, help="fine-tuning steps of the teacher's body")
+    two.add_argument("--sparsity", type=float, help="where the ladders end, 0.9 if left out")
     two.add_argument("--only", nargs="*", default=[], help="words that a row's name must hold")
     two.set_defaults(call=run)
     three = commands.add_parser("table")

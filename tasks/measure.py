@@ -42,9 +42,9 @@ def timing_feed(served: Path, raws: Raws, batch: int) -> dict[str, np.ndarray]:
 
 
 def time_graphs(
-    graphs: Mapping[str, Path], feed: Mapping[str, np.ndarray], recipe: Recipe
+    graphs: Mapping[str, Path], feed: Mapping[str, np.ndarray], recipe: Recipe, threads: int
 ) -> Timings:
     """Interleaved wall times of every graph on one input."""
-    opened = {name: session(path, recipe.verify.threads) for name, path in graphs.items()}
+    opened = {name: session(path, threads) for name, path in graphs.items()}
     repeats = recipe.verify.repeats
     return interleaved(opened, feed, warmup=_WARMUP, repeats=repeats, seed=recipe.task.seed)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.artifacts import Artifact, publish, published, workspace
 from tasks.cache import stage_key
 from tasks.config import Recipe
+from tasks.errors import UserError
 from tasks.home import home, prefect_database, prefect_home
 from tasks.progress import watching
 
@@ -163,9 +164,18 @@ def embedded_prefect() -> Iterator[None]:
 
     Where the user's profile or environment names a server (PREFECT_API_URL), that one is used.
     """
+    from prefect.client.orchestration import get_client
     from prefect.settings import get_current_settings, temporary_settings
 
-    if get_current_settings().api.url is not None:
+    url = get_current_settings().api.url
+    if url is not None:
+        with get_client(sync_client=True) as client:
+            problem = client.api_healthcheck()
+        if problem is not None:
+            raise UserError(
+                f"PREFECT_API_URL: no server answers at {url} ({problem}); start it, or unset the "
+                "variable to use an embedded one"
+            )
         yield
         return
     prefect_home().mkdir(parents=True, exist_ok=True)

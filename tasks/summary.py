@@ -101,6 +101,11 @@ def _cells(facts: Mapping[str, Any], generalist: Mapping[str, Any]) -> list[str]
     ]
 
 
+def _all_cores(speed: Mapping[str, Any]) -> str:
+    beside = speed.get("all_cores")
+    return f"; {beside['ratio']:.2f}x with {beside['threads']}" if beside else ""
+
+
 def _milliseconds(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
@@ -121,7 +126,7 @@ def _findings(report: Mapping[str, Any]) -> list[str]:
         f"drop     {100 * a['drop']:.1f} points [{100 * low:.1f}, {100 * high:.1f}] at {percent} "
         f"({a['method']}, {a['n']} examples)",
         f"speed    {speed['ratio']:.2f}x [{fast:.2f}, {faster:.2f}] on {speed['runtime']}, batch "
-        f"{speed['batch']}, {speed['threads']} thread{'s' * (speed['threads'] > 1)}",
+        f"{speed['batch']}, {speed['threads']} thread{'s' * (speed['threads'] > 1)}{_all_cores(speed)}",
         f"size     {sparsity['bytes_ratio']:.1f}x fewer bytes, {sparsity['nonzero_ratio']:.1f}x "
         f"fewer nonzero prunable weights ({sparsity['nonzero_ratio_all']:.1f}x of all)",
     ]

@@ -15,6 +15,8 @@ import os
 import shutil
 import tempfile
 import time
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -64,6 +66,7 @@ def tracked(recipe: Recipe, tags: Mapping[str, str]) -> Iterator[str]:
     It ends FAILED, with the reason as a tag, when anything in the block raises, and FINISHED
     otherwise: never RUNNING.
     """
+    _require_reachable(tracking_uri())
     with _pointed():
         client = MlflowClient()
         run = client.create_run(
@@ -227,6 +230,21 @@ def _pointed() -> Iterator[None]:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None: what MLflow starts with
+
+
+def _require_reachable(uri: str) -> None:
+    """Ask a tracking server for a sign of life: MLflow itself would try for four minutes."""
+    if not uri.startswith("http"):
+        return
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
+    except urllib.error.HTTPError as answer:  # also a refusal is an answer
+        answer.close()
+    except OSError as error:
+        raise RecipeError(
+            f"MLFLOW_TRACKING_URI: no server answers at {uri} ({error}); start it, or unset the "
+            "variable to use the store under WINNOW_HOME"
+        ) from None
 
 
 def _experiment(client: MlflowClient, name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from prefect.settings import temporary_settings
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -202,3 +203,14 @@ def test_a_layer_to_keep_dense_that_is_not_there(
 ) -> None:
     recipe = write_recipe(text_generalist, prune={"keep_dense": ["stem", "conv9"]})
     check(recipe, words=("prune.keep_dense", "'conv9'"), out=tmp_path / "out")
+
+
+def test_servers_that_do_not_answer(
+    write_recipe: Write, tmp_path: Path, text_generalist: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, out = write_recipe(text_generalist), tmp_path / "out"
+    nobody = "http://127.0.0.1:9"
+    with temporary_settings({"api.url": f"{nobody}/api"}):
+        check(recipe, words=("PREFECT_API_URL", nobody, "unset"), out=out)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", nobody)
+    check(recipe, words=("MLFLOW_TRACKING_URI", nobody, "unset"), out=out)

@@ -81,6 +81,14 @@ def test_the_demo_passes_and_its_second_run_reuses_everything(home: Path, tmp_pa
     assert right / len(rows) == pytest.approx(report["models"]["specialist"]["accuracy"])
 
 
+def test_the_vision_default_passes(home: Path, tmp_path: Path) -> None:
+    done, _ = winnow("specialize", "recipes/digits.yaml", "--out", str(tmp_path), home=home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["task"]["modality"] == "image"
+    assert report["sparsity"]["bytes_ratio"] > 3
+
+
 def test_an_interrupted_run_leaves_no_running_one(home: Path, tmp_path: Path) -> None:
     import mlflow
 

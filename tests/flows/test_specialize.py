@@ -112,6 +112,10 @@ def test_the_report_keeps_its_schema(run: Run) -> None:
     low, high = report["accuracy"]["drop_ci"]
     assert low <= drop <= high
     assert [key for key in report["seconds"] if key != "total"] == STAGES
+    assert set(report["models"]) == {"generalist", "teacher", "specialist"}
+    assert {row["kind"] for row in report["sparsity"]["ledger"]} == {
+        "unstructured 50%", "int8", "both",
+    }  # fmt: skip
     assert json.dumps(report, allow_nan=False)
 
 

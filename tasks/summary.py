@@ -126,7 +126,8 @@ def _findings(report: Mapping[str, Any]) -> list[str]:
         f"drop     {100 * a['drop']:.1f} points [{100 * low:.1f}, {100 * high:.1f}] at {percent} "
         f"({a['method']}, {a['n']} examples)",
         f"speed    {speed['ratio']:.2f}x [{fast:.2f}, {faster:.2f}] on {speed['runtime']}, batch "
-        f"{speed['batch']}, {speed['threads']} thread{'s' * (speed['threads'] > 1)}{_all_cores(speed)}",
+        f"{speed['batch']}, {speed['threads']} thread{'s' * (speed['threads'] > 1)}"
+        f"{_all_cores(speed)}",
         f"size     {sparsity['bytes_ratio']:.1f}x fewer bytes, {sparsity['nonzero_ratio']:.1f}x "
         f"fewer nonzero prunable weights ({sparsity['nonzero_ratio_all']:.1f}x of all)",
     ]

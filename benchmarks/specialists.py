@@ -237,14 +237,15 @@ def table(args: argparse.Namespace) -> None:
         )
         ratios[sparsity].append(row["nonzero_ratio"])
     print("Drop in points, teacher minus INT8 specialist; mean (standard deviation; runs).\n")
-    heads = [f"{s:.0%} ({np.mean(ratios[s]):.1f}x)" for s in RUNGS if ratios[s]]
+    rungs = [s for s in RUNGS if ratios[s]]
+    heads = [f"{s:.0%} ({np.mean(ratios[s]):.1f}x)" for s in rungs]
     print("| generalist | task | unlabelled | calibration | " + " | ".join(heads) + " |")
     print("|---|---|---|---|" + "---|" * len(heads))
     for (generalist, task, pool, kind), drops in sorted(
         found.items(), key=lambda item: (item[0][0] == "all of the above", str(item[0]))
     ):
         cells = []
-        for sparsity in RUNGS:
+        for sparsity in rungs:
             d = 100 * np.array(drops.get(sparsity, []))
             spread = d.std(ddof=1) if len(d) > 1 else 0.0
             cells.append(f"{d.mean():.2f} ({spread:.2f}; {len(d)})" if len(d) else "")

@@ -41,8 +41,8 @@ def specialize(
 ) -> None:
     """Run a recipe. Exit code: 0 pass, 3 fail, 4 inconclusive, 2 bad input, 1 anything else."""
     with _one_line_errors():
-        from tasks.config import load_recipe
         from tasks.home import home, require_writable
+        from tasks.recipes import load_recipe
 
         plan = load_recipe(recipe, changes or [])
         out = out or Path("runs") / plan.name
@@ -50,7 +50,10 @@ def specialize(
         require_writable(home(), "WINNOW_HOME")
         signal.signal(signal.SIGTERM, _terminate)
         _quiet()
-        # Prefect, datasets and MLflow take seconds to import: only once the recipe is good
+        # Prefect and MLflow take seconds to import: only once the recipe is good
+        from tasks.embedded import begin_server
+
+        begin_server()
         from flows.specialize import specialize as run
         from tasks.summary import next_steps, print_summary
 

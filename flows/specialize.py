@@ -9,6 +9,7 @@ from typing import Any
 from prefect import flow
 
 from tasks.config import Recipe
+from tasks.embedded import embedded_prefect
 from tasks.export import export
 from tasks.home import home, require_writable
 from tasks.layout import GRAPHS
@@ -18,7 +19,7 @@ from tasks.prepare import prepare, warn_if_too_small
 from tasks.progress import watch, watching
 from tasks.prune import prune
 from tasks.quantize import quantize
-from tasks.stage import embedded_prefect, recording
+from tasks.stage import recording
 from tasks.teach import teach
 from tasks.track import track, tracked
 from tasks.verify import verify

@@ -25,10 +25,12 @@ _WIRING = {
     "tasks.artifacts",
     "tasks.cache",
     "tasks.config",
+    "tasks.embedded",
     "tasks.errors",
     "tasks.home",
     "tasks.layout",
     "tasks.progress",
+    "tasks.recipes",
     "tasks.stage",
     "tasks.tracking",
 }

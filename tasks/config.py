@@ -5,24 +5,19 @@ Prefect's form and every error message are built from these descriptions.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
 from compression.schedule import halving_rungs
-from tasks.errors import RecipeError
 
 
 class Section(BaseModel):
@@ -391,135 +386,3 @@ class Recipe(Section):
                 value = value[key]
             picked[path] = value
         return picked
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars. In 1.1, 2:4 is the number 124, and a class called `no` is False."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in known if tag.rpartition(":")[2] in ("null", "merge")]
-    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+(_[0-9]+)*", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-):
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first]
-    )
-
-
-def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file, apply `--set a.b=value` changes, resolve its paths.
-
-    Relative paths are looked up in the current directory, then in the recipe's folder.
-    Raises `RecipeError` (one line).
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise RecipeError(f"recipe: {file} is not a file; give the path of a YAML recipe")
-    try:
-        raw = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{file}: not readable as YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{file}: holds {type(raw).__name__}, not the fields of a recipe")
-    for change in changes:
-        _apply(raw, change)
-    return _resolve(parse_recipe(raw, str(file)), file.parent)
-
-
-def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
-    """Validate plain values; the first fault becomes a one-line `RecipeError`."""
-    try:
-        return Recipe.model_validate(raw)
-    except ValidationError as error:
-        raise RecipeError(f"{where}: {_one_line(error)}") from None
-
-
-def _one_line(error: ValidationError) -> str:
-    faults = error.errors()
-    # a misspelt field is the likelier cause of one that is missing
-    fault = next((each for each in faults if each["type"] == "extra_forbidden"), faults[0])
-    path = [str(part) for part in fault["loc"]]
-    name, value = ".".join(path), fault["input"]
-    if not path:
-        return str(fault["ctx"]["error"] if "ctx" in fault else fault["msg"])
-    if fault["type"] == "extra_forbidden":
-        return f"{name}: no such field{_nearest(path)}"
-    if fault["type"] == "missing":
-        return f"{name}: missing; {_describe(path)}"
-    reason = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{name}: {value!r} {reason}; {_describe(path)}"
-
-
-def _section(path: Sequence[str]) -> type[BaseModel] | None:
-    model: type[BaseModel] | None = Recipe
-    for key in path:
-        field = model.model_fields.get(key) if model else None
-        kind = field.annotation if field else None
-        model = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-    return model
-
-
-def _names(model: type[BaseModel]) -> dict[str, str]:
-    """Field names as a user writes them -> descriptions."""
-    return {f.alias or n: f.description or "" for n, f in model.model_fields.items()}
-
-
-def _describe(path: Sequence[str]) -> str:
-    for depth in range(len(path), 0, -1):  # a list's index has no description: its field has
-        model = _section(path[: depth - 1])
-        if model is not None and path[depth - 1] in _names(model):
-            return _names(model)[path[depth - 1]].rstrip(".")
-    return "see the recipe's fields"
-
-
-def _nearest(path: Sequence[str]) -> str:
-    model = _section(path[:-1])
-    known = list(_names(model)) if model else []
-    close = difflib.get_close_matches(path[-1], known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
-
-
-def _apply(raw: dict[str, Any], change: str) -> None:
-    dotted, equals, text = change.partition("=")
-    path = dotted.strip().split(".")
-    if not equals or not all(path):
-        raise RecipeError(f"--set: {change!r} is not of the form section.field=value")
-    for depth in range(1, len(path) + 1):
-        model = _section(path[: depth - 1])
-        if model is None or path[depth - 1] not in _names(model):
-            raise RecipeError(f"--set: {dotted}: no such field{_nearest(path[:depth])}")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set: {dotted}: {text!r} is not readable as a YAML value") from None
-    target = raw
-    for key in path[:-1]:
-        inner = target.get(key)
-        target[key] = inner = dict(inner) if isinstance(inner, dict) else {}
-        target = inner
-    target[path[-1]] = value
-
-
-def _resolve(recipe: Recipe, folder: Path) -> Recipe:
-    def found(text: str) -> str:
-        beside = folder / text
-        return str(beside) if not Path(text).exists() and beside.exists() else text
-
-    task = recipe.task
-    sources = {key: getattr(task, key) for key in ("train", "test", "unlabelled", "generic")}
-    moved = {key: found(value) for key, value in sources.items() if value not in (None, "rest")}
-    prefix, _, rest = recipe.generalist.source.rpartition(":")
-    if prefix in ("hf", "timm:local-dir"):
-        rest = found(rest)
-    source = f"{prefix}:{rest}" if prefix else rest
-    return recipe.model_copy(
-        update={
-            "task": task.model_copy(update=moved),
-            "generalist": recipe.generalist.model_copy(update={"source": source}),
-        }
-    )

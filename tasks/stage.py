@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.artifacts import Artifact, publish, published, workspace
 from tasks.cache import stage_key
 from tasks.config import Recipe
-from tasks.errors import UserError
-from tasks.home import home, prefect_database, prefect_home
+from tasks.home import home
 from tasks.progress import watching
 
 if TYPE_CHECKING:
@@ -156,37 +155,3 @@ def stage(
         when: of the inputs; where false, the body looks at neither data, nor values, nor outside.
     """
     return lambda body: Stage(body, reads, splits, outside, when)
-
-
-@contextmanager
-def embedded_prefect() -> Iterator[None]:
-    """Use Prefect's own temporary local server with its data under <home>.
-
-    Where the user's profile or environment names a server (PREFECT_API_URL), that one is used.
-    """
-    from prefect.client.orchestration import get_client
-    from prefect.settings import get_current_settings, temporary_settings
-
-    url = get_current_settings().api.url
-    if url is not None:
-        with get_client(sync_client=True) as client:
-            problem = client.api_healthcheck()
-        if problem is not None:
-            raise UserError(
-                f"PREFECT_API_URL: no server answers at {url} ({problem}); start it, or unset the "
-                "variable to use an embedded one"
-            )
-        yield
-        return
-    prefect_home().mkdir(parents=True, exist_ok=True)
-    updates: dict[str, Any] = {
-        "home": prefect_home(),
-        "server.database.connection_url": prefect_database(),
-        "server.ephemeral.enabled": True,
-        # a cold start on two busy cores was seen to take 12 s; the default limit is 20 s
-        "server.ephemeral.startup_timeout_seconds": 120,
-        "server.analytics_enabled": False,
-        "server.logging_level": "ERROR",
-    }
-    with temporary_settings(updates):
-        yield

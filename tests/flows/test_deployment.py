@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from flows.specialize import specialize_flow
-from tasks.config import Recipe, load_recipe
+from tasks.config import Recipe
+from tasks.recipes import load_recipe
 
 ROOT = Path(__file__).parents[2]
 

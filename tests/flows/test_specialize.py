@@ -161,7 +161,7 @@ def test_mlflow_holds_one_run_with_a_nested_one_a_stage(run: Run) -> None:
 def test_prefect_and_mlflow_name_each_other(run: Run) -> None:
     from prefect.client.orchestration import get_client
 
-    from tasks.stage import embedded_prefect
+    from tasks.embedded import embedded_prefect
 
     tags = mlflow_client(run).get_run(run.report["mlflow"]["run_id"]).data.tags
     assert tags["prefect.flow_run_id"] in tags["prefect.flow_run_url"]

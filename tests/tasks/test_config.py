@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from tasks.config import Recipe, load_recipe, parse_recipe
+from tasks.config import Recipe
 from tasks.errors import RecipeError
+from tasks.recipes import load_recipe, parse_recipe
 
 SMALLEST: dict[str, Any] = {
     "name": "small",

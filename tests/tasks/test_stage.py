@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tasks.artifacts import Artifact
-from tasks.config import Recipe, parse_recipe
+from tasks.config import Recipe
 from tasks.home import store
+from tasks.recipes import parse_recipe
 from tasks.stage import stage
 
 CALLS: list[str] = []

@@ -45,7 +45,7 @@ class Task(Section):
 
     train: str = Field(
         description="Labelled examples that the shots are drawn from: an image folder "
-        "(<class>/*.jpg), a .parquet, .csv or .jsonl file, a hub data set NAME[@CONFIG][:SPLIT], "
+        "(CLASS/*.jpg), a .parquet, .csv or .jsonl file, a hub data set NAME[@CONFIG][:SPLIT], "
         "or sklearn:digits (scikit-learn's 8x8 digits; of each class every second image is "
         "train, the others are test)."
     )

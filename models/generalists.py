@@ -121,7 +121,7 @@ def _load_timm(source: str, name: str) -> Bundle:
     if not model_args:
         recorded = getattr(model, "_model_args", {})
         model_args = {key: value for key, value in recorded.items() if _is_plain(value)}
-        model_args.pop("num_classes", None)
+    model_args.pop("num_classes", None)  # kept as `classes`, which the delta of heads refers to
     return Bundle(
         model=model,
         modality="image",

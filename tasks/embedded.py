@@ -58,7 +58,16 @@ def begin_server() -> str | None:
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(prefect.__module_path__.parent)]
     command += ["--factory", "prefect.server.api.server:create_app", "--log-level", "error"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+    with (prefect_home() / "server.log").open("ab") as log:
+        # a session of its own: Ctrl-C is for the run, which then still has its end to report
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     _server = process, f"http://127.0.0.1:{port}/api"
     atexit.register(_stop, process)
     return _server[1]
@@ -99,7 +108,7 @@ def _wait(url: str) -> None:
             time.sleep(0.05)
     raise RuntimeError(
         f"the embedded Prefect server at {url} did not start (exit code {_server[0].poll()}); "
-        f"its data are in {prefect_home()}"
+        f"see {prefect_home() / 'server.log'}"
     )
 
 

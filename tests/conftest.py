@@ -157,8 +157,6 @@ def image_generalist(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("image-generalist")
     labels = {"label_names": ["red", "green", "blue", "grey"], "input_size": [3, 32, 32]}
     timm.models.save_for_hf(model, str(folder), model_config=labels, safe_serialization=True)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_args": {}}))
     return f"timm:local-dir:{folder}"
 
 

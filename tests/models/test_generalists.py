@@ -44,6 +44,16 @@ def test_timm_folder(timm_folder):
     json.dumps(bundle.config)
 
 
+def test_a_folder_that_timm_wrote_itself_can_be_saved_and_read_again(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=3)
+    timm.models.save_for_hf(model, str(tmp_path / "hub"), safe_serialization=True)
+    bundle = load_generalist(f"timm:local-dir:{tmp_path / 'hub'}")
+    save_bundle(bundle, tmp_path / "bundle")
+    again = load_bundle(tmp_path / "bundle")
+    x = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(bundle.model(x), again.model(x))
+
+
 def test_half_precision_file_is_loaded_as_float32(timm_folder):
     folder = timm_folder()
     state = load_file(folder / "model.safetensors")

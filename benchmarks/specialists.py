@@ -251,7 +251,12 @@ def table(args: argparse.Namespace) -> None:
             cells.append(f"{d.mean():.2f} ({spread:.2f}; {len(d)})" if len(d) else "")
         shown = "rest" if pool else "none"
         print(f"| {generalist} | {task} | {shown} | {kind} | " + " | ".join(cells) + " |")
-    print()
+    teachers: dict[str, dict[Any, float]] = defaultdict(dict)
+    for name, row in rows.items():
+        if name[-1] == 0:
+            teachers[f"{name[0]} {name[1]}"][name[2]] = row["accuracy"]
+    means = [f"{key} {np.mean([*found.values()]):.3f}" for key, found in sorted(teachers.items())]
+    print(f"\nTeachers, mean over seeds: {'; '.join(means)}.\n")
     for pool in (True, False):
         gains = [
             100 * (row["accuracy"] - rows[(*name[:4], "generic", name[5])]["accuracy"])

@@ -136,7 +136,9 @@ def score(job: dict[str, Any]) -> dict[str, Any]:
     return {**job, **facts, "nonzero_ratio": ratio, "bytes": counts["bytes"]}
 
 
-def _work(row_queue: Any, jobs: Any, generalists: Path, gpu: int | None, until: float) -> None:
+def _work(
+    row_queue: Any, jobs: Any, failed: Any, generalists: Path, gpu: int | None, until: float
+) -> None:
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     while time.time() < until:
@@ -146,18 +148,20 @@ def _work(row_queue: Any, jobs: Any, generalists: Path, gpu: int | None, until: 
             return
         try:
             specialise(row, generalists, jobs)
-        except Exception:
+        except Exception:  # one row must not end the others; `run` ends with an error all the same
             traceback.print_exc()
+            failed.set()
 
 
-def _score_all(jobs: Any, results: Any, cores: list[int]) -> None:
+def _score_all(jobs: Any, results: Any, failed: Any, cores: list[int]) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.sched_setaffinity(0, cores)
     while (job := jobs.get()) is not None:
         try:
             results.put(score(job))
-        except Exception:
+        except Exception:  # as above
             traceback.print_exc()
+            failed.set()
 
 
 def run(args: argparse.Namespace) -> None:
@@ -166,6 +170,7 @@ def run(args: argparse.Namespace) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     context = mp.get_context("spawn")
     rows, jobs, results = context.Queue(), context.Queue(), context.Queue()
+    failed = context.Event()
     done = set()
     if args.out.exists():
         done = {_name(json.loads(line)) for line in args.out.read_text().splitlines()}
@@ -183,14 +188,16 @@ def run(args: argparse.Namespace) -> None:
     until = time.time() + 60 * args.minutes
     gpus = [int(gpu) for gpu in args.gpus.split(",") if gpu] or [None]
     workers = [
-        context.Process(target=_work, args=(rows, jobs, args.generalists, gpu, until))
+        context.Process(target=_work, args=(rows, jobs, failed, args.generalists, gpu, until))
         for gpu in gpus
         for _ in range(args.per_gpu)
     ]
     cores = sorted(os.sched_getaffinity(0))
     share = max(1, len(cores) // args.scorers)
     scorers = [
-        context.Process(target=_score_all, args=(jobs, results, cores[i * share : (i + 1) * share]))
+        context.Process(
+            target=_score_all, args=(jobs, results, failed, cores[i * share : (i + 1) * share])
+        )
         for i in range(args.scorers)
     ]
     for process in (*workers, *scorers):
@@ -208,6 +215,8 @@ def run(args: argparse.Namespace) -> None:
                 continue
             out.write(json.dumps(result) + "\n")
             out.flush()
+    if failed.is_set():
+        raise SystemExit("some rows failed; their tracebacks are above, the others are written")
 
 
 def _name(row: dict[str, Any]) -> tuple[Any, ...]:

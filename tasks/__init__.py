@@ -10,7 +10,7 @@ import os
 
 _DEFAULTS = {
     # Threads that wait must sleep. With the usual busy waiting, two threads on two cores that
-    # others use as well took nine times as long as one (sweep of MiniLM: 126 s; so: 14 s).
+    # others use as well were several times slower than one.
     "OMP_WAIT_POLICY": "PASSIVE",
     # Nothing contacts a network unless a recipe names a hub: no usage statistics.
     "DO_NOT_TRACK": "1",

@@ -1,10 +1,14 @@
-"""Levels for all layers: how many zeros each one takes."""
+"""Levels for all layers: how many zeros each one takes, or which size each branch gets."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 
-from compression.errors import CompressionError
+import torch
+from scipy import optimize, sparse
+
+from compression.errors import CompressionError, UnreachableBudget
 
 
 def uniform(
@@ -40,3 +44,102 @@ def uniform(
     for name in sorted(shares, key=lambda n: (zeros[n] - shares[n], n))[:left]:
         zeros[name] += 1
     return {name: zeros.get(name, 0) for name in sizes}
+
+
+def _require_reachable(costs: Sequence[Sequence[float]], budget: float, name: str) -> None:
+    least = sum(min(levels) for levels in costs)
+    if least > budget:
+        raise UnreachableBudget(name, budget, least)
+
+
+def dynamic_programming(
+    losses: Sequence[Sequence[float]],
+    costs: Sequence[Sequence[float]],
+    budget: float,
+    *,
+    name: str = "cost",
+    buckets: int = 10_000,
+) -> list[int]:
+    """One level an item with the least total loss whose total cost stays within ``budget``.
+
+    The multiple-choice knapsack by dynamic programming over a discretised cost (SPDY, arXiv
+    2201.13096, section 3.1). Costs are rounded up to ``budget / buckets``, so the budget always
+    holds; the best allocation may be missed by as much as that rounding.
+
+    Args:
+        losses, costs: of each level of each item; additive over items. name: of the budget.
+
+    Returns:
+        an index a item.
+
+    Raises:
+        UnreachableBudget: when even the cheapest levels cost more.
+    """
+    _require_reachable(costs, budget, name)
+    # the cheapest levels are paid for exactly; what is discretised is what goes beyond them
+    floors = [min(levels) for levels in costs]
+    room = budget - sum(floors)
+    unit = room / buckets if room > 0 else 1.0
+    best = torch.zeros(buckets + 1, dtype=torch.float64)  # least loss, at most b buckets spent
+    choices = []
+    for item_losses, item_costs, floor in zip(losses, costs, floors, strict=True):
+        options = torch.full((len(item_losses), buckets + 1), torch.inf, dtype=torch.float64)
+        for level, (loss, cost) in enumerate(zip(item_losses, item_costs, strict=True)):
+            spent = math.ceil((cost - floor) / unit - 1e-9)
+            if spent <= buckets:
+                options[level, spent:] = best[: buckets + 1 - spent] + loss
+        best, choice = options.min(dim=0)
+        choices.append(choice)
+    left, picked = buckets, []
+    for choice, item_costs, floor in zip(
+        reversed(choices), reversed(costs), reversed(floors), strict=True
+    ):
+        level = int(choice[left])
+        picked.append(level)
+        left -= math.ceil((item_costs[level] - floor) / unit - 1e-9)
+    return picked[::-1]
+
+
+def integer_program(
+    losses: Sequence[Sequence[float]],
+    costs: Mapping[str, Sequence[Sequence[float]]],
+    budgets: Mapping[str, float],
+) -> list[int]:
+    """The same under several budgets at once, solved exactly (scipy's HiGHS).
+
+    Args:
+        costs: by budget's name, of each level of each item. budgets: upper bounds, same names.
+
+    Raises:
+        UnreachableBudget: when one budget cannot be met by itself.
+        CompressionError: when each could be met alone, but not all together.
+    """
+    for name, budget in budgets.items():
+        _require_reachable(costs[name], budget, name)
+    lengths = [len(levels) for levels in losses]
+    objective = [float(loss) for levels in losses for loss in levels]
+    items = [item for item, n in enumerate(lengths) for _ in range(n)]
+    ones = ([1.0] * len(items), (items, list(range(len(items)))))
+    constraints = [optimize.LinearConstraint(sparse.coo_array(ones).tocsr(), 1, 1)]
+    for name, budget in budgets.items():
+        scale = max(abs(budget), 1e-12)
+        row = [float(cost) / scale for levels in costs[name] for cost in levels]
+        constraints.append(optimize.LinearConstraint([row], -math.inf, budget / scale))
+    top = max(*objective, 1e-30)
+    found = optimize.milp(
+        [loss / top for loss in objective],
+        constraints=constraints,
+        integrality=[1] * len(items),
+        bounds=optimize.Bounds(0, 1),
+        options={"mip_rel_gap": 1e-4, "time_limit": 60},
+    )
+    if found.x is None:
+        wanted = ", ".join(f"{name} {budget:g}" for name, budget in budgets.items())
+        raise CompressionError(
+            f"the budgets {wanted} can each be met alone, but not together; loosen one"
+        )
+    picked, start = [], 0
+    for n in lengths:
+        picked.append(int(found.x[start : start + n].argmax()))
+        start += n
+    return picked

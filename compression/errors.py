@@ -16,3 +16,14 @@ class CholeskyError(CompressionError):
             f"rel_damp={rel_damp:g}; raise prune.rel_damp or give more calibration samples"
         )
         self.layer, self.rel_damp, self.samples = layer, rel_damp, samples
+
+
+class UnreachableBudget(CompressionError):
+    """A budget below what the smallest choice of everything costs; says what is reachable."""
+
+    def __init__(self, name: str, budget: float, least: float) -> None:
+        super().__init__(
+            f"the budget {name} = {budget:.4g} cannot be reached: {least:.4g} is the least that "
+            "the allowed sizes cost; ask for that much, or allow more kinds of shrinking"
+        )
+        self.name, self.budget, self.least = name, budget, least

@@ -7,6 +7,7 @@ the layer problem  min ||W X - W' X||^2  is the same for all of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -27,7 +28,8 @@ def as_layer(name: str, module: nn.Module) -> Layer:
     if isinstance(module, nn.Linear):
         return module
     if isinstance(module, nn.Conv2d):
-        if type(module).forward is not nn.Conv2d.forward or module.padding_mode != "zeros":
+        own = type(module).forward is not nn.Conv2d.forward and not _pads_same(module)
+        if own or module.padding_mode != "zeros":
             raise CompressionError(
                 f"layer {name!r}: {type(module).__name__} pads its input in a way that cannot be "
                 "unfolded; keep it dense (prune.keep_dense)"
@@ -36,6 +38,22 @@ def as_layer(name: str, module: nn.Module) -> Layer:
     raise CompressionError(
         f"layer {name!r}: {type(module).__name__} is neither Linear nor Conv2d; keep it dense"
     )
+
+
+def _pads_same(layer: nn.Conv2d) -> bool:
+    """Whether the layer is timm's convolution with TensorFlow's SAME padding."""
+    return type(layer).__name__ == "Conv2dSame"
+
+
+def _same_padding(layer: nn.Conv2d, x: Tensor) -> list[int]:
+    """SAME padding of an input (B, channels, H, W), in F.pad's order: the odd pixel goes last."""
+    padding: list[int] = []
+    for axis in (1, 0):
+        size, k = x.shape[2 + axis], layer.kernel_size[axis]
+        s, d = layer.stride[axis], layer.dilation[axis]
+        total = max((math.ceil(size / s) - 1) * s + (k - 1) * d + 1 - size, 0)
+        padding += [total // 2, total - total // 2]
+    return padding
 
 
 def matrix_of(layer: Layer) -> Tensor:
@@ -71,7 +89,8 @@ def columns_of(
         rows = x.reshape(-1, x.shape[-1])
         wanted = pick(len(rows))
         return (rows if wanted is None else rows[wanted.to(x.device)])[None]
-    if layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "valid"):
+    pointwise = layer.kernel_size == (1, 1)
+    if pointwise and (layer.padding in ((0, 0), "valid") or _pads_same(layer)):
         s, t = layer.stride
         x = x[:, :, ::s, ::t]
         b, c, h, w = x.shape
@@ -79,6 +98,8 @@ def columns_of(
         columns = x.reshape(b, layer.groups, c // layer.groups, h * w)
     else:
         padding = layer._reversed_padding_repeated_twice  # F.pad order, 'same' and 'valid' included
+        if _pads_same(layer):
+            padding = _same_padding(layer, x)
         unfolded = F.unfold(
             F.pad(x, padding), layer.kernel_size, dilation=layer.dilation, stride=layer.stride
         )  # (B, channels*kh*kw, L)

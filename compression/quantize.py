@@ -1,4 +1,4 @@
-"""INT8 weights solved by the same sweep, the zeros of a sparse model held."""
+"""8-bit and 4-bit weights solved by the same sweep, the zeros of a sparse model held."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from compression.grids import block_grid, row_grid
+from compression.errors import CompressionError
+from compression.grids import BlockwiseGrid, Grid, block_grid, row_grid
 from compression.hessian import HessianAccumulator, factorise
 from compression.layers import Layer, mask_as_weight, matrix_of, store
 from compression.masks import Fixed
@@ -22,6 +23,7 @@ def quantize_weights(
     layers: Collection[str],
     *,
     bits: int = 8,
+    block: int | None = None,
     rel_damp: float = 0.01,
     rows_per_column: float | None = None,
     progress: Progress | None = None,
@@ -31,27 +33,44 @@ def quantize_weights(
     The sweep's rounding rule is GPTQ's; zeros of the weight are a fixed mask, so they stay exact
     zeros in the integers; the bias takes up the mean shift.
 
+    Args:
+        bits: 8, or 4 for weights that are stored so and computed with in float (Linear only).
+        block: columns that share a scale; None for one scale a row. 4 bits need blocks (32).
+
     Returns:
-        name -> (integers int8 of the weight's shape, scale float32 (rows,)); the layer's weight is
-        then exactly integers * scale.
+        name -> (integers int8 of the weight's shape, scale float32 (rows,), or
+        (rows, ceil(columns / block)) with blocks); the layer's weight is then exactly integers
+        times their scale.
+
+    Raises:
+        CompressionError: blocks asked of a convolution.
     """
     grids: dict[str, tuple[Tensor, Tensor]] = {}
 
     def visit(name: str, layer: Layer, accumulator: HessianAccumulator) -> None:
         assert accumulator.hessian is not None
         weight = matrix_of(layer)
+        if block is not None and not isinstance(layer, nn.Linear):
+            raise CompressionError(
+                f"layer {name!r}: a scale for every {block} columns is for Linear layers; "
+                f"{type(layer).__name__} takes one a row"
+            )
         factor = factorise(
             accumulator.hessian, rel_damp=rel_damp, layer=name, samples=accumulator.samples
         )
-        grid = row_grid(weight.to(factor.upper.dtype), bits=bits)
+        grid: Grid | BlockwiseGrid
+        if block is None:
+            grid = row_grid(weight.to(factor.upper.dtype), bits=bits)
+        else:
+            grid = BlockwiseGrid(weight.to(factor.upper.dtype), bits=bits, block=block)
         bias = None
         if layer.bias is not None:
             bias = layer.bias.detach().reshape(weight.shape[:2])
         result = sweep(weight, factor, Fixed(weight != 0), grid=grid, bias=bias)
         integers = grid.integers(result.weight).to(torch.int8)
-        scale = grid.scale.float()
-        store(layer, integers * scale, result.bias)
-        grids[name] = (mask_as_weight(layer, integers).cpu(), scale.reshape(-1).cpu())
+        store(layer, integers * grid.spread(weight.shape[-1]).float(), result.bias)
+        scale = grid.scale.float().squeeze(0) if block else grid.scale.float().reshape(-1)
+        grids[name] = (mask_as_weight(layer, integers).cpu(), scale.cpu())
 
     walk(
         model,

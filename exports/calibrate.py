@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -141,8 +141,9 @@ def needed_tensors(path: Path, weights: Iterable[str] | None = None) -> list[str
     """
     model = load_model(path)
     names = {layer.weight for layer in layers(model)} if weights is None else set(weights)
-    both = (place(model, names, "float").ranged, place(model, names, "int8").ranged)
-    return list(dict.fromkeys((*both[0], *both[1])))
+    both = (place(model, names, "float"), place(model, names, "int8"))
+    ranged = (name for plan in both for name in (*plan.ranged, *plan.same_grid))
+    return list(dict.fromkeys(ranged))  # pooled ones too: needed where the layer before stays float
 
 
 def observe(
@@ -161,6 +162,24 @@ def observe(
     Raises:
         GraphError: no batch, an unknown tensor, or an activation that is not finite.
     """
+    seen: dict[str, Histogram] | None = None
+    for done, grown in enumerate(observing(path, feeds, tensors, threads=threads), start=1):
+        seen = grown
+        if progress is not None:
+            progress(done, total, "calibrating activations")
+    if seen is None:
+        raise GraphError("calibration: no batch was given")
+    return seen
+
+
+def observing(
+    path: Path,
+    feeds: Iterable[Mapping[str, np.ndarray]],
+    tensors: Sequence[str],
+    *,
+    threads: int = 1,
+) -> Iterator[dict[str, Histogram]]:
+    """Do `observe`, handing over the histograms after every batch; they go on growing."""
     model = load_model(path)
     made = {name for node in model.graph.node for name in node.output}
     taken = {value.name for value in model.graph.input}
@@ -175,7 +194,6 @@ def observe(
                 onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
             )
     seen = {name: Histogram() for name in tensors}
-    done = 0
     with tempfile.TemporaryDirectory() as folder:
         spy_path = Path(folder) / "spy.onnx"
         onnx.save(model, str(spy_path))
@@ -187,12 +205,7 @@ def observe(
                 results = dict(zip(outputs, spy.run(outputs, part), strict=True))
                 for name in seen:
                     _count(seen[name], name, results.get(name, part.get(name)))
-            done += 1
-            if progress is not None:
-                progress(done, total, "calibrating activations")
-    if done == 0:
-        raise GraphError("calibration: no batch was given")
-    return seen
+            yield seen
 
 
 def _count(histogram: Histogram, name: str, values: np.ndarray | None) -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from exports.verdict import wilson
+from exports.card_methods import ledger_section, quantize_section, structure_section
+from exports.markdown import (
+    accuracy_text,
+    count,
+    markdown_table,
+    megabytes,
+    milliseconds,
+    ratio_of,
+    times,
+)
 
 ORDER = ("generalist", "teacher", "pruned", "specialist")
 _VERDICTS = {
@@ -32,7 +40,9 @@ def card_markdown(report: Mapping[str, Any]) -> str:
         "![accuracy against latency and size](tradeoff.png)",
     ]
     for title, text in (
-        ("## What pays on this runtime", _ledger(report)),
+        ("## What pays on this runtime", ledger_section(report)),
+        ("## What is left of the structure", structure_section(report)),
+        ("## How it is quantized", quantize_section(report)),
         ("## Pruning and quantization together", _interplay(report)),
         ("## Parity", _parity(report)),
         ("## Use it", _usage(task)),
@@ -57,45 +67,16 @@ def model_table(report: Mapping[str, Any]) -> str:
             [
                 name,
                 accuracy_text(model.get("accuracy"), n, confidence),
-                _count(model.get("parameters")),
-                _count(model.get("nonzero")),
+                count(model.get("parameters")),
+                count(model.get("nonzero")),
                 megabytes(model.get("bytes")),
                 milliseconds(model.get("latency_ms")),
-                _times(_ratio(base.get("latency_ms"), model.get("latency_ms"))),
-                _times(_ratio(base.get("bytes"), model.get("bytes"))),
+                times(ratio_of(base.get("latency_ms"), model.get("latency_ms"))),
+                times(ratio_of(base.get("bytes"), model.get("bytes"))),
             ]
         )
     header = ["model", f"accuracy ({confidence:.0%} interval)", "parameters", "nonzero", "size"]
     return markdown_table([*header, "latency", "faster", "smaller"], rows)
-
-
-def accuracy_text(accuracy: float | None, n: int, confidence: float = 0.95) -> str:
-    """Return an accuracy with its Wilson interval, e.g. '0.940 (0.918 to 0.956)'."""
-    if accuracy is None:
-        return "does not know these classes"
-    low, high = wilson(round(accuracy * n), n, confidence)
-    return f"{accuracy:.3f} ({low:.3f} to {high:.3f})"
-
-
-def megabytes(size: float | None) -> str:
-    """Return a size in bytes as text."""
-    return "" if size is None else f"{size / 1e6:,.1f} MB"
-
-
-def milliseconds(latency_ms: float | None) -> str:
-    """Return a latency as text."""
-    return "" if latency_ms is None else f"{latency_ms:.2f} ms"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; numbers stand to the right of the first column."""
-    lines = [
-        "| " + " | ".join(header) + " |",
-        "| " + " | ".join(["---"] + ["---:"] * (len(header) - 1)) + " |",
-    ]
-    escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)
-    lines += ["| " + " | ".join(row) + " |" for row in escaped]
-    return "\n".join(lines)
 
 
 def _introduction(task: Mapping[str, Any]) -> str:
@@ -124,41 +105,6 @@ def _verdict(report: Mapping[str, Any]) -> str:
     ]
     if verdict.get("reasons"):
         lines.append("\n".join(f"- {reason}" for reason in verdict["reasons"]))
-    return "\n\n".join(lines)
-
-
-def _ledger(report: Mapping[str, Any]) -> str:
-    """Return the speed, the sparsity and what each kind of compression pays."""
-    lines = []
-    speed, sparsity = report.get("speed"), report.get("sparsity")
-    if speed:
-        low, high = speed["ratio_ci"]
-        lines.append(
-            f"The specialist is {speed['ratio']:.2f} times faster than the generalist "
-            f"({low:.2f} to {high:.2f}; {speed['runtime']}, batch {speed['batch']}, "
-            f"{speed['threads']} thread{'s' if speed['threads'] != 1 else ''}, median of "
-            f"{speed['repeats']} interleaved rounds)."
-        )
-    if sparsity:
-        lines.append(
-            f"It has {sparsity['nonzero_ratio']:.2f} times fewer nonzero prunable weights "
-            f"({sparsity['nonzero_ratio_all']:.2f} times over all parameters) in a file "
-            f"{sparsity['bytes_ratio']:.2f} times smaller."
-        )
-        ledger = sparsity.get("ledger") or []
-        if ledger:
-            rows = [
-                [
-                    str(entry["kind"]),
-                    _times(entry["nominal"]),
-                    str(entry["runtime"]),
-                    _times(entry["measured_ratio"]),
-                    "yes" if entry["pays"] else "no",
-                ]
-                for entry in ledger
-            ]
-            header = ["kind", "nominal", "runtime", "measured speed", "pays in time"]
-            lines.append(markdown_table(header, rows))
     return "\n\n".join(lines)
 
 
@@ -222,20 +168,3 @@ def _host(report: Mapping[str, Any]) -> str:
         f"{flags}. Times on other hosts differ; the accuracy does not depend on the host but for "
         "rounding."
     )
-
-
-def _ratio(base: float | None, value: float | None) -> float | None:
-    """Return base over value where both are known."""
-    return base / value if base and value else None
-
-
-def _times(ratio: float | None) -> str:
-    """Return a ratio as text."""
-    if ratio is None or not math.isfinite(ratio):
-        return ""
-    return f"{ratio:.2f}x"
-
-
-def _count(value: int | None) -> str:
-    """Return a count as text."""
-    return "" if value is None else f"{value:,}"

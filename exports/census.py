@@ -12,6 +12,7 @@ from onnx import TensorProto
 from exports.embeddings import SCALE_SUFFIX, unpack
 from exports.graph import GraphError
 from exports.onnxfile import (
+    INTEGER_PRODUCTS,
     Layer,
     array,
     attribute,
@@ -19,6 +20,7 @@ from exports.onnxfile import (
     initializers,
     layers,
     load_model,
+    packed_integers,
     producers,
 )
 
@@ -79,12 +81,17 @@ def _weight_like(model: onnx.ModelProto) -> list[str]:
         if tensor.data_type in _FLOATS:
             scales = [
                 (node.op_type in _QUANTIZERS and index > 0)
+                or (node.op_type == "MatMulNBits" and index == 2)
+                or INTEGER_PRODUCTS.get(node.op_type) == index
                 or (node.op_type == "GatherBlockQuantized" and index > 1)
                 for node, index in roles
             ]
             learnt = not all(scales) if roles else True
         else:  # integers count only as the data of a dequantizer or of a table
             learnt = any(
+                index == 1 and (node.op_type == "MatMulNBits" or node.op_type in INTEGER_PRODUCTS)
+                for node, index in roles
+            ) or any(
                 index == 0
                 and (
                     node.op_type in ("DequantizeLinear", "GatherBlockQuantized")
@@ -100,6 +107,9 @@ def _weight_like(model: onnx.ModelProto) -> list[str]:
 def _count(model: onnx.ModelProto, tensor: onnx.TensorProto) -> tuple[int, int]:
     """Return (elements, elements that do not stand for zero)."""
     for node in model.graph.node:
+        if node.op_type == "MatMulNBits" and node.input[1] == tensor.name:
+            values = packed_integers(node, array(tensor))
+            return values.size, int(np.count_nonzero(values))
         if tensor.name not in node.input[:1]:
             continue
         if node.op_type == "GatherBlockQuantized" and tensor.data_type == TensorProto.UINT8:
@@ -169,6 +179,13 @@ def _dequantized(model: onnx.ModelProto, name: str) -> np.ndarray:
     if np.issubdtype(values.dtype, np.floating):
         return values
     for node in made_by.values():
+        if node.op_type == "MatMulNBits" and node.input[1] == name:
+            block = int(attribute(node, "block_size", 32))  # type: ignore[call-overload]
+            integers = packed_integers(node, values).astype(np.float32)
+            steps = array(stored[node.input[2]]).reshape(len(integers), -1).repeat(block, axis=1)
+            return integers * steps[:, : integers.shape[1]]
+        if node.op_type in INTEGER_PRODUCTS and node.input[1] == name:
+            return values * array(stored[node.input[INTEGER_PRODUCTS[node.op_type]]])
         if node.op_type == "DequantizeLinear" and node.input[0] == name:
             scale = array(stored[node.input[1]])
             shape = [1] * values.ndim

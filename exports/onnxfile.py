@@ -19,6 +19,8 @@ from onnx import numpy_helper
 
 LINEAR_OPS = ("MatMul", "Gemm")
 WEIGHTED_OPS = ("Conv", *LINEAR_OPS)
+# products that read stored integers (in, out) as input 1: where their scales (out,) are
+INTEGER_PRODUCTS = {"MatMulIntegerToFloat": 3, "DynamicQuantizeMatMul": 2}
 
 
 class GraphError(ValueError):
@@ -97,6 +99,12 @@ def layers(model: onnx.ModelProto) -> list[Layer]:
     stored, made_by = initializers(model), producers(model)
     found: list[tuple[onnx.NodeProto, str, int]] = []
     for node in model.graph.node:
+        if node.op_type == "MatMulNBits":  # its weight is packed: see `packed_integers`
+            found.append((node, node.input[1], 0))
+            continue
+        if node.op_type in INTEGER_PRODUCTS and node.input[1] in stored:
+            found.append((node, node.input[1], 1))
+            continue
         if node.op_type not in WEIGHTED_OPS or len(node.input) < 2:
             continue
         weight = _stored_weight(node.input[1], made_by, stored)
@@ -111,6 +119,20 @@ def layers(model: onnx.ModelProto) -> list[Layer]:
             found.append((node, weight, 1))
     head = _head_output(model, {node.output[0] for node, _, _ in found}, made_by)
     return [Layer(node, weight, axis, node.output[0] == head) for node, weight, axis in found]
+
+
+def packed_integers(node: onnx.NodeProto, packed: np.ndarray) -> np.ndarray:
+    """Return what a MatMulNBits node's weight stands for before scaling, int8 (out, in).
+
+    Args:
+        node: the node; without zero points its integers are centred on 2^(bits - 1).
+        packed: uint8 (out, blocks, bytes), low bits first, the last block padded.
+    """
+    bits, columns = int(attribute(node, "bits", 4)), int(attribute(node, "K", 0))  # type: ignore[call-overload]
+    rows = packed.reshape(len(packed), -1)
+    parts = [(rows >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
+    integers = np.stack(parts, axis=-1).reshape(len(packed), -1)[:, :columns]
+    return (integers.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
 
 
 def _head_output(
@@ -171,6 +193,18 @@ def replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> No
         kept.append(copied)
     del model.graph.node[:]
     model.graph.node.extend(kept)
+
+
+def drop_dead_nodes(model: onnx.ModelProto) -> None:
+    """Remove nodes that no output depends on, and the stored tensors that go with them."""
+    needed = {value.name for value in model.graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(model.graph.node):  # in topological order, so readers come first here
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    replace_nodes(model, reversed(kept))
+    drop_unused(model)
 
 
 def drop_unused(model: onnx.ModelProto) -> None:

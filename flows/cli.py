@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tasks.errors import bad_input
+from tasks.errors import RecipeError, bad_input
 
 PASS, UNEXPECTED, BAD_INPUT = 0, 1, 2
 EXIT_CODES = {"pass": PASS, "fail": 3, "inconclusive": 4}
@@ -61,6 +61,41 @@ def specialize(
         print_summary(report)
         next_steps(report, out)
     raise typer.Exit(EXIT_CODES[report["verdict"]["status"]])
+
+
+@app.command()
+def profile(
+    recipe: Annotated[Path, typer.Argument(help="The YAML recipe that is to be specialized.")],
+    out: Annotated[Path, typer.Option(help="File to write, such as server.json.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=VALUE", help="Change a recipe's field; repeatable."),
+    ] = None,
+) -> None:
+    """Measure here, on the machine that serves, what a recipe's shrinking chooses among.
+
+    On the machine that trains, `--set shrink.profile=FILE` plans with it.
+    """
+    with _one_line_errors():
+        from tasks.home import home, require_writable
+        from tasks.recipes import load_recipe
+
+        plan = load_recipe(recipe, changes or [])
+        if out.is_dir():
+            raise RecipeError(f"--out: {out} is a folder; name a file, such as {out}/server.json")
+        require_writable(out.parent, "--out")
+        require_writable(home(), "WINNOW_HOME")
+        signal.signal(signal.SIGTERM, _terminate)
+        _quiet()
+        from tasks.embedded import begin_server
+
+        begin_server()
+        from flows.profile import profile_recipe
+
+        facts = profile_recipe(plan, out)
+        length = "" if facts["tokens"] is None else f" at {facts['tokens']} tokens"
+        times = ", ".join(f"{fmt} {ms:.2f} ms" for fmt, ms in facts["dense_ms"].items())
+        typer.echo(f"{out}: {facts['variants']} sizes{length} on {facts['cpu']}; dense {times}")
 
 
 @app.command()

@@ -14,9 +14,17 @@ import torch
 from torch import nn
 
 from models.errors import GeneralistError
+from models.families.surgery import shrink_structure
 from models.text import TextClassifier
 
-__all__ = ["OPERATIONS", "find_head", "fold_structure", "replace_head", "replay"]
+__all__ = [
+    "OPERATIONS",
+    "find_head",
+    "fold_structure",
+    "replace_head",
+    "replay",
+    "trim_embeddings",
+]
 
 
 def find_head(model: nn.Module) -> tuple[str, nn.Linear] | None:
@@ -79,9 +87,29 @@ def fold_structure(model: nn.Module, pairs: Sequence[Sequence[str]]) -> None:
         model.set_submodule(norm_name, left)
 
 
+def trim_embeddings(model: nn.Module, rows: int) -> None:
+    """Give a text model's word embeddings ``rows`` rows; which tokens they are is its tokenizer's.
+
+    The row of the padding token keeps its number (`models.vocabulary`). Weights are not kept:
+    the caller writes them, a checkpoint loads them.
+    """
+    if not isinstance(model, TextClassifier):
+        raise GeneralistError(f"{type(model).__name__} has no vocabulary; only text models do")
+    old = model.encoder.get_input_embeddings()  # type: ignore[operator]
+    fresh = nn.Embedding(
+        rows,
+        old.embedding_dim,
+        padding_idx=old.padding_idx,
+        _weight=old.weight.new_zeros(rows, old.embedding_dim),
+    )
+    model.encoder.set_input_embeddings(fresh)  # type: ignore[operator]
+
+
 OPERATIONS: dict[str, Callable[..., object]] = {
     "fold_batchnorm": fold_structure,
     "head": replace_head,
+    "shrink": shrink_structure,
+    "vocabulary": trim_embeddings,
 }
 
 

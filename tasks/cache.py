@@ -29,8 +29,10 @@ _WIRING = {
     "tasks.errors",
     "tasks.home",
     "tasks.layout",
+    "tasks.methods",
     "tasks.progress",
     "tasks.recipes",
+    "tasks.sections",
     "tasks.stage",
     "tasks.tracking",
 }

@@ -1,4 +1,4 @@
-"""Stage 6: one model as an ONNX file, on its grids where it has any."""
+"""Stage: one model as an ONNX file, on its grids where it has any."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
-from tasks.layout import GRAPH, GRIDS
+from tasks.layout import GRAPH, GRIDS, QUANTIZED
 from tasks.progress import Callback
 from tasks.stage import stage
 
@@ -18,9 +18,7 @@ from tasks.stage import stage
     reads=(
         "task.seed",
         "prune.samples",
-        "quantize.embeddings",
-        "quantize.activation_rule",
-        "quantize.residual",
+        "quantize",
     ),
     splits=("support", "unlabelled"),
     # x86 kernels want unsigned activations, others signed ones
@@ -50,7 +48,8 @@ def export(
     weights = {key: weight_of(layer).numpy() for key, layer in layers.items()}
     prunable = sorted(set(match_layers(path, weights).values()))
     if (model.folder / GRIDS).is_file():
-        lower(recipe, data, bundle, model, path)
+        facts = lower(recipe, data, bundle, model, path)
+        (into / QUANTIZED).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     progress(2, 2, "written")
     (into / "prunable.json").write_text(json.dumps(prunable))
     settings = {**bundle.preprocess, "labels": list(bundle.labels or ())}

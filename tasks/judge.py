@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compression.interplay import interplay
-from exports.census import census
 from exports.latency import Timings
 from exports.parity import break_of, hop
 from exports.runtime import host_profile
 from exports.verdict import paired_interval, smallest_passable_n, verdict, wilson
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
-from tasks.splits import Split
+from tasks.layout import LEVELS
+from tasks.ledger import ledger, predicted_ms
 
-# Dense and half-zero weights run the same float kernels, yet measured 1.00 to 1.04 of each other on
-# shared cores, intervals above 1 included: less than this is not a gain.
-_PAYS = 1.05
 _COMPARED = ("generalist", "teacher", "pruned", "specialist")
-_WORTH = 1.05  # a gain below this is the noise of order and placement, whatever its interval says
 _HOPS = {
     "torch->onnx": ("torch", "teacher"),
     "onnx->pruned": ("teacher", "pruned"),
@@ -31,28 +28,43 @@ _HOPS = {
 }
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What the exported graphs did, by name of the graph.
+
+    Attributes:
+        labels: true classes (N,).
+        reference: the teacher's logits in torch, (N, K).
+        logits: (N, K); the generalist's empty where it does not know the classes.
+        timings: of all graphs, interleaved.
+        counts: parameters, nonzeros and bytes in each file.
+    """
+
+    labels: np.ndarray
+    reference: np.ndarray
+    logits: Mapping[str, np.ndarray]
+    timings: Timings
+    counts: Mapping[str, Mapping[str, int]]
+
+
 def judge(
     recipe: Recipe,
     data: Artifact,
-    graphs: Mapping[str, Artifact],
-    test: Split,
-    reference: np.ndarray,
-    logits: Mapping[str, np.ndarray],
-    timings: Timings,
-    files: Mapping[str, Path],
+    measured: Measured,
+    steps: Mapping[str, Artifact],
+    quantized: Path,
 ) -> dict[str, Any]:
     """Put everything measured into a report and decide.
 
     Args:
-        reference: the teacher's logits in torch, (N, K).
-        logits: of each graph, (N, K); the generalist's empty where it does not know the classes.
+        steps: what was made on the way, by stage: 'profile', 'shrink' and 'trim' where there were.
+        quantized: the JSON file that tells how the specialist was quantized, where it was.
     """
-    asked, facts = recipe.verify, data.metrics
-    labels = np.array(test.labels)
+    asked, facts, labels = recipe.verify, data.metrics, measured.labels
+    logits, timings, counts = measured.logits, measured.timings, measured.counts
     right = {name: x.argmax(1) == labels for name, x in logits.items() if len(x)}
-    counts = {
-        name: census(path, graphs[name].json_file("prunable.json")) for name, path in files.items()
-    }
+    profile = steps["profile"].json_file(LEVELS) if "profile" in steps else None
+    structure = steps["shrink"].metrics["structure"] if "shrink" in steps else []
     models = {
         name: {
             **{key: counts[name][key] for key in ("parameters", "nonzero", "bytes")},
@@ -70,7 +82,14 @@ def judge(
         "nonzero_ratio": first["prunable_nonzero"] / max(1, last["prunable_nonzero"]),
         "nonzero_ratio_all": first["nonzero"] / max(1, last["nonzero"]),
         "bytes_ratio": first["bytes"] / last["bytes"],
-        "ledger": _ledger(recipe, timings),
+        "ledger": ledger(
+            recipe,
+            timings,
+            counts,
+            structure=structure,
+            profile=profile,
+            vocabulary=_rows(steps.get("trim")),
+        ),
     }
     corners = {
         "dense": "teacher",
@@ -79,7 +98,7 @@ def judge(
         "both": "specialist",
     }
     joint = interplay(**{key: float(right[name].mean()) for key, name in corners.items()})
-    before = {**logits, "torch": reference}
+    before = {**logits, "torch": measured.reference}
     parity = [hop(name, before[a], logits[b], labels) for name, (a, b) in _HOPS.items()]
     report = {
         "schema": 1,
@@ -96,7 +115,7 @@ def judge(
             "max_drop": asked.max_drop,
             "confidence": asked.confidence,
             "method": method,
-            "n": len(test),
+            "n": len(labels),
         },
         "speed": {
             "runtime": "cpu",
@@ -105,12 +124,17 @@ def judge(
             "ratio": ratio,
             "ratio_ci": ratio_ci,
             "repeats": asked.repeats,
+            **_foreseen(profile, structure),
         },
         "sparsity": sparsity,
         "interplay": asdict(joint),
         "parity": parity,
         "host": host_profile(),
     }
+    if structure:
+        report["structure"] = structure
+    if quantized.is_file():
+        report["quantize"] = json.loads(quantized.read_text(encoding="utf-8"))
     report["verdict"] = _verdict(recipe, report)
     return report
 
@@ -122,29 +146,18 @@ def _accuracy(right: np.ndarray | None, confidence: float) -> dict[str, Any]:
     return {"accuracy": float(right.mean()), "accuracy_ci": list(interval)}
 
 
-def _ledger(recipe: Recipe, timings: Timings) -> list[dict[str, Any]]:
-    """Which compression pays in time on this runtime: each alone and both, over the teacher."""
-    weights = 8 if recipe.quantize.format == "int8" else 32
-    nominal = {"pruned": 1 / (1 - recipe.sparsity), "teacher-int8": 32 / weights}
-    nominal["specialist"] = nominal["pruned"] * nominal["teacher-int8"]
-    kinds = {
-        "pruned": f"{recipe.prune.pattern} {recipe.sparsity:.0%}",
-        "teacher-int8": recipe.quantize.format,
-        "specialist": "both",
-    }
-    rows = []
-    for name, kind in kinds.items():
-        measured, low, _ = timings.ratio("teacher", name, recipe.verify.confidence)
-        rows.append(
-            {
-                "kind": kind,
-                "nominal": nominal[name],
-                "runtime": "onnxruntime cpu",
-                "measured_ratio": measured,
-                "pays": bool(low > _WORTH),
-            }
-        )
-    return rows
+def _rows(trimmed: Artifact | None) -> dict[str, int] | None:
+    return None if trimmed is None else {key: trimmed.metrics[key] for key in ("full", "kept")}
+
+
+def _foreseen(
+    profile: Mapping[str, Any] | None, structure: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What the latency table said of the specialist, and where that table is from."""
+    if profile is None:
+        return {}
+    source = {key: profile[key] for key in ("source", "cpu", "same_host", "tokens")}
+    return {"predicted_ms": predicted_ms(structure, profile), "profile": source}
 
 
 def _budgets(recipe: Recipe, report: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -27,6 +27,22 @@ def show_pages(recipe: Recipe, report: Mapping[str, Any], out: Path) -> None:
         key=f"{slug}-models",
         description=f"Verdict: {verdict['status']}. " + " ".join(verdict["reasons"]),
     )
+    ledger = report["sparsity"]["ledger"]
+    columns = ("kind", "kept", "full", "nominal", "runtime", "measured_ratio", "pays")
+    create_table_artifact(
+        table=[{column: row.get(column) for column in columns} for row in ledger],
+        key=f"{slug}-ledger",
+        description="What each kind of compression takes, and what it pays in time.",
+    )
+    if report.get("structure"):
+        create_table_artifact(
+            table=[
+                {key: str(branch[key]) for key in ("branch", "kind", "size", "full")}
+                for branch in report["structure"]
+            ],
+            key=f"{slug}-structure",
+            description="What is left of every branch.",
+        )
     create_markdown_artifact(
         markdown=(out / "card.md").read_text(encoding="utf-8"), key=f"{slug}-card"
     )

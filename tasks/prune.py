@@ -27,10 +27,10 @@ def prune(
     """Prune the student of the rung below to this rung's sparsity, and recover it."""
     # see load.py: only a stage that computes pays for torch
     from compression.ladder import LadderSettings, climb, frozen_copy
-    from compression.recovery import RecoverySettings
     from models.checkpoint import load_bundle, save_bundle
     from models.structure import prunable_layers, segments
     from tasks import batches
+    from tasks.recovery import recovery_settings
 
     at, distill = batches.device(), recipe.distill
     generic = recipe.prune.calibration == "generic"
@@ -58,19 +58,8 @@ def prune(
             rungs=(recipe.sparsity,),
             rel_damp=recipe.prune.rel_damp,
             rows_per_column=recipe.prune.rows_per_column,
-            recovery=RecoverySettings(
-                steps=distill.steps,
-                lr=distill.learning_rate(bundle.modality),
-                weight_decay=distill.weight_decay,
-                warmup=distill.warmup,
-                temperature=distill.temperature,
-                ce=distill.ce,
-                kl=distill.kl,
-                square_head=distill.square_head,
-                ema_decay=distill.ema_decay,
-                autocast_bf16=batches.bfloat16(recipe, at),
-                check_every=distill.check_every,
-                seed=recipe.task.seed,
+            recovery=recovery_settings(
+                recipe, bundle.modality, at, steps=distill.steps, seed=recipe.task.seed
             ),
         ),
         device=at,

@@ -1,4 +1,4 @@
-"""Stage 5: weights on an INT8 grid solved by the same sweep, embeddings on theirs."""
+"""Stage: weights on 8-bit or 4-bit grids solved by the same sweep, embeddings on theirs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
+from tasks.errors import RecipeError
 from tasks.layout import GRIDS
 from tasks.progress import Callback
 from tasks.stage import stage
 
-_BLOCK = {4: 32, 8: 0}  # numbers of an embedding's row that share a scale; 0: the whole row
+_BLOCK = {4: 32, 8: 0}  # numbers of a row that share a scale; 0: the whole row
 
 
 @stage(
@@ -31,6 +32,7 @@ def quantize(
     """Round a bundle's weights to what will be served; its zeros stay exact zeros."""
     # see load.py: only a stage that computes pays for torch
     from safetensors.torch import save_file
+    from torch.nn import Linear
 
     from compression.quantize import quantize_embeddings, quantize_weights
     from models.checkpoint import load_bundle, save_bundle
@@ -41,13 +43,22 @@ def quantize(
     bundle = load_bundle(model.folder)
     student = bundle.model.to(at)
     grids: dict[str, Any] = {}
-    if wanted.format == "int8":
+    if wanted.format != "none":
         blank = tuple(part.to(at) for part in batches.blank(bundle))
+        layers, bits = prunable_layers(student, blank), int(wanted.format.removeprefix("int"))
+        if bits == 4:  # the runtime multiplies by 4-bit matrices; convolutions stay float
+            layers = {name: layer for name, layer in layers.items() if isinstance(layer, Linear)}
+        if not layers:
+            raise RecipeError(
+                "quantize.format: int4 is for Linear layers, and the generalist has none; use int8"
+            )
         weights = quantize_weights(
             student,
             segments(student, blank),
             batches.calibration(recipe, data, bundle, generic=False, at=at),
-            list(prunable_layers(student, blank)),
+            list(layers),
+            bits=bits,
+            block=_BLOCK[bits] or None,
             rel_damp=recipe.prune.rel_damp,
             rows_per_column=recipe.prune.rows_per_column,
             progress=progress,

@@ -139,9 +139,12 @@ def _resolve(recipe: Recipe, folder: Path) -> Recipe:
     if prefix in ("hf", "timm:local-dir"):
         rest = found(rest)
     source = f"{prefix}:{rest}" if prefix else rest
+    profile = recipe.shrink.profile
+    shrink = {"profile": found(profile)} if profile else {}
     return recipe.model_copy(
         update={
             "task": task.model_copy(update=moved),
+            "shrink": recipe.shrink.model_copy(update=shrink),
             "generalist": recipe.generalist.model_copy(update={"source": source}),
         }
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +122,54 @@ def _findings(report: Mapping[str, Any]) -> list[str]:
     low, high = a["drop_ci"]
     fast, faster = speed["ratio_ci"]
     percent = f"{100 * a['confidence']:g} %"
+    length = f", {speed['tokens']} tokens" if "tokens" in speed else ""
     return [
         f"drop     {100 * a['drop']:.1f} points [{100 * low:.1f}, {100 * high:.1f}] at {percent} "
         f"({a['method']}, {a['n']} examples)",
         f"speed    {speed['ratio']:.2f}x [{fast:.2f}, {faster:.2f}] on {speed['runtime']}, batch "
-        f"{speed['batch']}, {speed['threads']} thread{'s' * (speed['threads'] > 1)}"
+        f"{speed['batch']}{length}, {speed['threads']} thread{'s' * (speed['threads'] > 1)}"
         f"{_all_cores(speed)}",
         f"size     {sparsity['bytes_ratio']:.1f}x fewer bytes, {sparsity['nonzero_ratio']:.1f}x "
         f"fewer nonzero prunable weights ({sparsity['nonzero_ratio_all']:.1f}x of all)",
+        *_shape(report),
+        *_integers(report),
+        *_pays(sparsity["ledger"]),
     ]
+
+
+def _shape(report: Mapping[str, Any]) -> list[str]:
+    """How much of each kind of structure is left, and whether the latency table was right."""
+    left = [
+        f"{row['kind']} {row['kept']:,} of {row['full']:,}"
+        for row in report["sparsity"]["ledger"]
+        if "full" in row
+    ]
+    if not left:
+        return []
+    lines = [f"left     {', '.join(left)}"]
+    predicted = report["speed"].get("predicted_ms", {})
+    if predicted:
+        form = "int8" if "int8" in predicted else "float32"
+        measured = report["models"]["specialist"]["latency_ms"]
+        lines.append(
+            f"planned  {_milliseconds(predicted[form])} ms, measured {_milliseconds(measured)} ms"
+        )
+    return lines
+
+
+def _integers(report: Mapping[str, Any]) -> list[str]:
+    facts = report.get("quantize", {})
+    if "route" not in facts:
+        return []
+    floats = len(facts["float_layers"])
+    kept = f", {floats} layer{'s' * (floats != 1)} float" if floats else ""
+    return [f"{facts['format']:<8} {facts['route']} form, {facts['activation']} activations{kept}"]
+
+
+def _pays(ledger: Sequence[Mapping[str, Any]]) -> list[str]:
+    told = [
+        f"{row['kind']} {row['measured_ratio']:.2f}x"
+        for row in ledger
+        if row["kind"] != "together" and row["runtime"].endswith("cpu")
+    ]
+    return [f"alone    {', '.join(told)}"] if told else []

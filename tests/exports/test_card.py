@@ -104,7 +104,7 @@ def test_the_card_tells_every_number_of_the_report() -> None:
         "2.50x",
         "5.00x",
         "2.50 times faster",
-        "| unstructured | 2.00x | cpu | 1.01x | no |",
+        "| unstructured |  | 2.00x | cpu | 1.01x | no |",
         "cost more than the sum",
         "torch->onnx",
         "specialist.predict",

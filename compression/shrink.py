@@ -1,0 +1,64 @@
+"""Remove structure block by block: each layer solved on the inputs the shrunk prefix gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from compression.hessian import HessianAccumulator
+from compression.layers import Layer
+from compression.levels import BranchLike, UnitLike, solve_unit, write_back
+from compression.sequential import Batch, Progress, SegmentLike, walk
+
+
+def remove_structure(
+    model: nn.Module,
+    segments: Sequence[SegmentLike],
+    calibration: Callable[[], Iterable[Batch]],
+    branches: Sequence[BranchLike],
+    sizes: Mapping[str, Sequence[int]],
+    *,
+    rel_damp: float = 0.01,
+    rows_per_column: float | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Zero the columns of the groups that go, in place, the rest of each layer compensating.
+
+    How many groups stay is given; which ones is decided here, by structured OBS on the Hessian of
+    the already shrunk prefix. The caller then cuts the zeros out (models.shrinking).
+
+    Args:
+        sizes: by branch, groups that stay of each of its units; branches left out stay whole.
+
+    Returns:
+        by unit, the groups that stay (int64, rising), for units that lose some; and by consumer
+        the loss 1/2 tr(dW H dW^T).
+    """
+    wanted: dict[str, tuple[UnitLike, int]] = {}
+    for branch in branches:
+        counts = sizes.get(branch.name, [unit.groups for unit in branch.units])
+        for unit, count in zip(branch.units, counts, strict=True):
+            if count < unit.groups:
+                wanted[unit.consumer] = unit, count
+    kept: dict[str, Tensor] = {}
+    losses: dict[str, float] = {}
+
+    def visit(name: str, layer: Layer, accumulator: HessianAccumulator) -> None:
+        unit, count = wanted[name]
+        (found,), loss = solve_unit(name, layer, accumulator, unit, [count], rel_damp)
+        write_back(layer, found.weight)
+        kept[unit.name] = found.kept
+        losses[name] = loss
+
+    if wanted:
+        walk(
+            model,
+            segments,
+            calibration,
+            list(wanted),
+            visit,
+            rows_per_column=rows_per_column,
+            progress=progress,
+        )
+    return kept, losses

@@ -1,0 +1,62 @@
+"""Times of graphs on this host, kept in a JSON file: what was measured once is not timed again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from exports.runtime import host_profile
+
+__all__ = ["LatencyError", "TimesStore"]
+
+_SCHEMA = 1
+# what a time depends on; a change of any of them is another host
+_TIMED_BY = ("cpu", "machine", "flags", "cores", "usable_cores", "onnxruntime")
+
+
+class LatencyError(ValueError):
+    """A table or a cache that lacks what is asked of it; the message is one line."""
+
+
+class TimesStore:
+    """Times of this host, and which inputs stand between convolutions, kept in a JSON file."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        host = host_profile()
+        self.host = {name: host[name] for name in _TIMED_BY}
+        text = json.dumps(self.host, sort_keys=True)
+        self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        entry = self._read().get(self.digest, {})
+        self.times: dict[str, float] = dict(entry.get("ms", {}))
+        self.chained: dict[str, bool] = dict(entry.get("chained", {}))
+
+    def _read(self) -> dict[str, Any]:
+        if self.path is None or not self.path.exists():
+            return {}
+        try:
+            data = json.loads(self.path.read_text(encoding="utf-8"))
+            return dict(data["hosts"]) if data["schema"] == _SCHEMA else {}
+        except (ValueError, KeyError, TypeError) as problem:
+            raise LatencyError(f"{self.path}: not a latency cache ({problem}); delete it") from None
+
+    def save(self) -> None:
+        """Merge this host's times into the file in one step."""
+        if self.path is None:
+            return
+        hosts = self._read()  # another process may have added to it
+        entry = hosts.get(self.digest, {})
+        hosts[self.digest] = {
+            "host": self.host,
+            "ms": {**entry.get("ms", {}), **self.times},
+            "chained": {**entry.get("chained", {}), **self.chained},
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump({"schema": _SCHEMA, "hosts": hosts}, stream, indent=1, sort_keys=True)
+        os.replace(name, self.path)

@@ -1,0 +1,176 @@
+"""Choose among INT8 files: time them interleaved, keep the fastest that stays near FP32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from exports.forms import Route, Stem
+from exports.grids import Activation, QuantizationError
+from exports.latency import interleaved
+from exports.runtime import SessionError, run_logits, session
+
+Feed = Mapping[str, np.ndarray]
+_SCREENED = 3.0  # times the fastest in a short run: out of the long one
+_SHORT = 5
+_NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One form of the graph.
+
+    Attributes:
+        route: 'static', 'fused' or 'dynamic'.
+        activation: 'uint8' or 'int8'.
+        stem: whether the first convolution is an 8-bit one or left float.
+        milliseconds: median time of one call; NaN where it was not timed.
+        gap: largest difference of a logit from the FP32 graph's; NaN where not compared.
+        agreement: share of the samples that get the FP32 graph's label.
+        rejected: why it cannot be chosen, or "".
+    """
+
+    route: Route
+    activation: Activation
+    stem: Stem = "int8"
+    milliseconds: float = _NAN
+    gap: float = _NAN
+    agreement: float = _NAN
+    rejected: str = ""
+
+    @property
+    def name(self) -> str:
+        """The candidate in one word."""
+        return f"{self.route}-{self.activation}{'-float-stem' if self.stem == 'float' else ''}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers and texts; what was not measured is None."""
+        return {
+            "route": self.route,
+            "activation": self.activation,
+            "stem": self.stem,
+            "ms": _plain(self.milliseconds),
+            "gap": _plain(self.gap),
+            "agreement": _plain(self.agreement),
+            "rejected": self.rejected,
+        }
+
+
+@dataclass(frozen=True)
+class RouteChoice:
+    """What was chosen, and among what.
+
+    Attributes:
+        chosen: the fastest candidate that holds the guard.
+        candidates: all of them, the chosen one too, fastest first, rejected ones last.
+        fp32_ms: the FP32 graph in the same rounds as the chosen one.
+    """
+
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    fp32_ms: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the choice for a report: the chosen one's numbers, and a row a candidate."""
+        tried = [item.to_dict() for item in self.candidates]
+        return {**self.chosen.to_dict(), "fp32_ms": self.fp32_ms, "tried": tried}
+
+
+def _plain(number: float) -> float | None:
+    return float(number) if np.isfinite(number) else None
+
+
+def pick_route(
+    files: Mapping[Candidate, Path],
+    reference: Path,
+    feed: Feed,
+    *,
+    samples: Sequence[Feed] = (),
+    slack: float = 0.01,
+    widest: float = 2.0,
+    threads: int = 1,
+    warmup: int = 5,
+    repeats: int = 40,
+    seed: int = 0,
+) -> RouteChoice:
+    """Choose the fastest file that holds the guard, timed interleaved in this process.
+
+    The guard: labels agree with the reference's on at most `slack` fewer of the samples than the
+    best candidate's do, and logits are at most `widest` times as far off as the closest one's.
+
+    Args:
+        files: the candidates' files.
+        reference: the FP32 file.
+        feed: the input to time.
+        samples: inputs to compare on; `feed` if none.
+        slack: share of the samples.
+        widest: factor of the largest difference of a logit.
+        threads: of the sessions.
+        warmup: untimed calls.
+        repeats: timed rounds.
+        seed: of the order within a round.
+
+    Raises:
+        QuantizationError: no file loads.
+    """
+    original = session(reference, threads)
+    sessions: dict[Candidate, ort.InferenceSession] = {}
+    rows: list[Candidate] = []
+    for item, path in files.items():
+        try:
+            sessions[item] = session(path, threads)
+        except SessionError as problem:
+            rows.append(replace(item, rejected=str(problem)))
+    if not sessions:
+        raise QuantizationError(f"no INT8 route works: {rows[0].rejected if rows else 'no file'}")
+    named = {item.name: opened for item, opened in sessions.items()}
+    short = interleaved(named, feed, warmup=1, repeats=_SHORT, seed=seed).median_ms
+    limit = _SCREENED * min(short.values())
+    expected = run_logits(original, samples or [feed])
+    compared: list[Candidate] = []
+    for item, opened in sessions.items():
+        if short[item.name] > limit:
+            slow = replace(item, milliseconds=short[item.name], rejected="slower")
+            rows.append(slow)
+            continue
+        got = run_logits(opened, samples or [feed])
+        agreement = float((got.argmax(-1) == expected.argmax(-1)).mean())
+        gap = float(np.abs(got - expected).max())
+        compared.append(replace(item, gap=gap, agreement=agreement))
+    held, missed = _guard(compared, slack, widest)
+    timed = interleaved(
+        {**{row.name: named[row.name] for row in held}, "float32": original},
+        feed,
+        warmup=warmup,
+        repeats=repeats,
+        seed=seed,
+    ).median_ms
+    held = [replace(row, milliseconds=timed[row.name]) for row in held]
+    chosen = min(held, key=lambda row: row.milliseconds)
+    return RouteChoice(chosen, in_order([*held, *missed, *rows]), timed["float32"])
+
+
+def _guard(
+    rows: list[Candidate], slack: float, widest: float
+) -> tuple[list[Candidate], list[Candidate]]:
+    """Return the candidates that hold the guard, at least one, and the others with the reason."""
+    labels = max(row.agreement for row in rows) - slack
+    reach = widest * min(row.gap for row in rows if row.agreement >= labels)
+    held, missed = [], []
+    for row in rows:
+        if row.agreement >= labels and row.gap <= reach:
+            held.append(row)
+        else:
+            note = f"labels agree on {row.agreement:.3f}, logits are off by {row.gap:.3g}"
+            missed.append(replace(row, rejected=note))
+    return held, missed
+
+
+def in_order(rows: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """Return candidates fastest first, rejected ones last."""
+    return tuple(sorted(rows, key=lambda row: (bool(row.rejected), row.milliseconds)))

@@ -1,0 +1,162 @@
+"""What every size of every branch costs in time on the machine that serves: the latency table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from exports.runtime import host_profile
+from tasks.artifacts import Artifact, write_atomically
+from tasks.config import Recipe
+from tasks.errors import RecipeError
+from tasks.layout import DENSE, LEVELS, TABLE
+from tasks.progress import Callback, watching
+from tasks.splits import load_split
+from tasks.stage import stage
+
+_SCHEMA = 1
+_AGAIN = "make it anew with `winnow profile RECIPE --out FILE` on the machine that serves"
+
+
+def require_profile(recipe: Recipe) -> None:
+    """Raise where `shrink.profile` is no profile that this recipe could plan with; read only."""
+    if recipe.shrink.profile is not None:
+        _read(recipe, recipe.shrink.profile)
+
+
+def _outside(recipe: Recipe) -> dict[str, str]:
+    """Timings are this host's, or the file's."""
+    given = recipe.shrink.profile
+    if given is None:
+        return {"host": json.dumps(host_profile(), sort_keys=True)}
+    return {"profile": hashlib.sha256(Path(given).read_bytes()).hexdigest()}
+
+
+@stage(
+    reads=(
+        "task.seed",
+        "quantize.activation",
+        "quantize.format",
+        "quantize.residual",
+        "shrink.kinds",
+        "shrink.multiple",
+        "verify.batch",
+        "verify.repeats",
+        "verify.threads",
+        "verify.tokens",
+    ),
+    splits=("support",),
+    outside=_outside,
+)
+def profile(
+    recipe: Recipe,
+    data: Artifact,
+    teacher: Artifact,
+    *graphs: Artifact,
+    into: Path,
+    progress: Callback,
+) -> dict[str, Any]:
+    """Time every size of every branch of the teacher, or read a file where that was done.
+
+    `graphs` are the exports of `DENSE`; their times tell what lies outside the branches. The
+    sizes are chosen for texts as long as the shots, and the test set is not looked at.
+    """
+    # see load.py: only a stage that computes pays for torch
+    from exports.latency_table import LatencyTable
+    from models.checkpoint import load_bundle
+    from tasks.measure import timing_feeds, typical_tokens
+    from tasks.variants import measured, offered
+
+    named = dict(zip(DENSE, graphs, strict=True))
+    timed = {"generalist": named["generalist"], "float32": named["teacher"]}
+    if recipe.quantize.format == "int8":
+        timed["int8"] = named["teacher-int8"]
+    shots = load_split(data.folder / "support.parquet").inputs
+    tokens = typical_tokens(named["teacher"].folder, shots, recipe)
+    bundle = load_bundle(teacher.folder)
+    found = offered(recipe, bundle, tokens)
+    given = recipe.shrink.profile
+    if given is None:
+        served = {"dense": named["teacher"].folder}
+        (feed,) = timing_feeds(served, shots, recipe, tokens, exact=True).values()
+        table = measured(recipe, bundle, found, timed, feed, progress)
+    else:
+        table = LatencyTable.from_dict(_read(recipe, given))
+        _require_all(found.all_keys, table.branch_ms, given, tokens)
+    here = _digest_of(host_profile())
+    facts = {
+        "source": "measured" if given is None else "file",
+        "cpu": table.host.get("cpu", "unknown"),
+        "same_host": _digest_of(table.host) == here,
+        "tokens": tokens,
+        "variants": len(table.branch_ms),
+        "generalist_ms": table.generalist_ms,
+        "bytes": {name: graph.metrics["bytes"] for name, graph in timed.items()},
+        "dense_ms": {fmt: table.predict(found.dense_keys, fmt) for fmt in table.base_ms},
+    }
+    (into / TABLE).write_text(json.dumps(table.to_dict(), indent=1, sort_keys=True))
+    levels = {**facts, "branches": found.described(table.branch_ms)}
+    (into / LEVELS).write_text(json.dumps(levels, indent=1))
+    return facts
+
+
+def write_profile(profiled: Artifact, out: Path) -> None:
+    """Write the table as the file that `shrink.profile` takes."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, (profiled.folder / TABLE).read_bytes())
+
+
+def say_where_it_is_from(profiled: Artifact) -> None:
+    """Tell where times that were taken on another machine decide: allowed, and to be known."""
+    facts = profiled.metrics
+    if not facts["same_host"]:
+        watching().say(
+            f"! shrink.profile was made on another machine ({facts['cpu']}): sizes are chosen for "
+            "that one, speed is verified on this one",
+            "yellow",
+        )
+
+
+def _digest_of(host: Mapping[str, Any]) -> str:
+    """What of a host decides its times."""
+    keys = ("cpu", "machine", "flags", "usable_cores", "onnxruntime")
+    return json.dumps([host.get(key) for key in keys], sort_keys=True)
+
+
+def _read(recipe: Recipe, name: str) -> dict[str, Any]:
+    """The plain values of a profile file, checked for what can be told without a model."""
+    try:
+        plain = json.loads(Path(name).read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise RecipeError(f"shrink.profile: {name} is not a file; {_AGAIN}") from None
+    except (OSError, ValueError):
+        raise RecipeError(f"shrink.profile: {name} is not JSON; {_AGAIN}") from None
+    needed = {"schema", "host", "threads", "batch", "base_ms", "branch_ms", "generalist_ms"}
+    if not isinstance(plain, dict) or not needed <= plain.keys():
+        raise RecipeError(f"shrink.profile: {name} is not a profile; {_AGAIN}")
+    if plain["schema"] != _SCHEMA:
+        raise RecipeError(
+            f"shrink.profile: {name} has schema {plain['schema']!r}, expected {_SCHEMA}; {_AGAIN}"
+        )
+    for key in ("threads", "batch"):
+        if plain[key] != getattr(recipe.verify, key):
+            raise RecipeError(
+                f"shrink.profile: {name} was made with verify.{key} {plain[key]}, the recipe has "
+                f"{getattr(recipe.verify, key)}; {_AGAIN}"
+            )
+    if recipe.quantize.format == "int8" and "int8" not in plain["base_ms"]:
+        raise RecipeError(f"shrink.profile: {name} has no int8 times; {_AGAIN}")
+    return plain
+
+
+def _require_all(keys: list[str], known: Mapping[str, Any], name: str, tokens: int | None) -> None:
+    missing = [key for key in keys if key not in known]
+    if missing:
+        length = "" if tokens is None else f" (texts of {tokens} tokens)"
+        raise RecipeError(
+            f"shrink.profile: {name} lacks {len(missing)} of the {len(keys)} sizes that this "
+            f"recipe considers{length}, such as {missing[0]!r}; {_AGAIN}"
+        )

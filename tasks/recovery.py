@@ -1,0 +1,30 @@
+"""From a recipe to the settings of recovery."""
+
+from __future__ import annotations
+
+import torch
+
+from compression.recovery import RecoverySettings
+from tasks import batches
+from tasks.config import Recipe
+
+
+def recovery_settings(
+    recipe: Recipe, modality: str, at: torch.device, *, steps: int, seed: int
+) -> RecoverySettings:
+    """How a rung or a step is recovered on this device."""
+    distill = recipe.distill
+    return RecoverySettings(
+        steps=steps,
+        lr=distill.learning_rate(modality),
+        weight_decay=distill.weight_decay,
+        warmup=distill.warmup,
+        temperature=distill.temperature,
+        ce=distill.ce,
+        kl=distill.kl,
+        square_head=distill.square_head,
+        ema_decay=distill.ema_decay,
+        autocast_bf16=batches.bfloat16(recipe, at),
+        check_every=distill.check_every,
+        seed=seed,
+    )

@@ -1,0 +1,162 @@
+"""Sections of a recipe that say what is wanted: the model, the task, the budgets, the verdict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, and nothing changes after reading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), serialize_by_alias=True
+    )
+
+
+class Generalist(Section):
+    """The big pretrained model to start from."""
+
+    source: str = Field(
+        description="Where the model comes from: timm:NAME, timm:local-dir:DIR, hf:NAME, hf:DIR, "
+        "or hf:package:MODULE/FOLDER for a folder inside an installed Python package."
+    )
+    max_length: int = Field(
+        128, ge=4, le=8192, description="Longest text in tokens; longer ones are cut. Text only."
+    )
+
+
+class Task(Section):
+    """The task's classes and its data."""
+
+    train: str = Field(
+        description="Labelled examples that the shots are drawn from: an image folder "
+        "(CLASS/*.jpg), a .parquet, .csv or .jsonl file, a hub data set NAME[@CONFIG][:SPLIT], "
+        "or sklearn:digits (scikit-learn's 8x8 digits; of each class every second image is "
+        "train, the others are test)."
+    )
+    test: str = Field(description="Labelled examples for the verdict; the same forms as train.")
+    classes: list[str] = Field(
+        default_factory=list, description="The task's class names; empty means all in train."
+    )
+    shots: int = Field(16, ge=1, description="Labelled examples a class that may be learnt from.")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Seed of the draw of the shots and of training."
+    )
+    unlabelled: str | None = Field(
+        None,
+        description="Examples without labels for calibration and distillation: 'rest' for train's "
+        "remaining rows of the task's classes (their labels are not read), or a source like train.",
+    )
+    generic: str | None = Field(
+        None,
+        description="Inputs that are not of the task, for prune.calibration: generic. Left out: "
+        "train's rows of other classes.",
+    )
+    image_column: str | None = Field(None, description="Name of the image column; else inferred.")
+    text_column: str | None = Field(None, description="Name of the text column; else inferred.")
+    label_column: str | None = Field(None, description="Name of the label column; else inferred.")
+    allow_leaks: bool = Field(
+        False, description="Go on although examples of the support set are also in the test set."
+    )
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _classes_may_be_numbers(cls, value: Any) -> Any:
+        plain = isinstance(value, list)
+        return [str(x) if isinstance(x, int) else x for x in value] if plain else value
+
+
+class Target(Section):
+    """Budgets that must hold for a pass; any number of them.
+
+    With any of speedup, latency_ms and bytes, structure is shrunk (`shrink`) to meet all of them.
+    """
+
+    speedup: float | None = Field(
+        None, gt=0, description="Least ratio of the generalist's latency to the specialist's."
+    )
+    latency_ms: float | None = Field(
+        None, gt=0, description="Largest median latency of the specialist, in milliseconds."
+    )
+    bytes: int | None = Field(None, gt=0, description="Largest size of specialist.onnx in bytes.")
+    nonzero_ratio: float | None = Field(
+        None,
+        ge=1,
+        description="Least ratio of the generalist's nonzero prunable weights to the specialist's; "
+        "sets prune.sparsity where that is left out and nothing is shrunk.",
+    )
+
+    @property
+    def shapes(self) -> bool:
+        """Whether a budget is asked that only a smaller structure or format can meet."""
+        return any(x is not None for x in (self.speedup, self.latency_ms, self.bytes))
+
+
+class Augment(Section):
+    """Random changes to training images."""
+
+    flip: bool = Field(True, description="Mirror half of the images; false for digits and text.")
+    crop_scale: tuple[float, float] = Field(
+        (0.35, 1.0), description="Smallest and largest share of the area that a crop keeps."
+    )
+    rotate_degrees: float = Field(10.0, ge=0, le=180, description="Largest rotation either way.")
+    colour: float = Field(
+        0.3, ge=0, le=1, description="Strength of brightness, contrast and saturation changes."
+    )
+    erase_probability: float = Field(
+        0.1, ge=0, le=1, description="Share of the images that lose a random rectangle."
+    )
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _crop_is_a_range(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError("must be two shares in rising order, above 0 and at most 1")
+        return value
+
+
+class Verify(Section):
+    """What counts as a pass, and how it is measured."""
+
+    max_drop: float = Field(
+        0.01, gt=0, lt=1, description="Largest accepted drop in accuracy, teacher to specialist."
+    )
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1, description="Confidence of every interval in the report."
+    )
+    repeats: int = Field(100, ge=5, description="Timed runs of each model, interleaved.")
+    threads: int = Field(1, ge=1, description="Threads of the runtime while timing.")
+    batch: int = Field(1, ge=1, description="Examples a timed run.")
+    tokens: int | None = Field(
+        None,
+        ge=4,
+        description="Length of the timed texts in tokens; left out: the shots' median. Text only.",
+    )
+    parity_max_abs: float = Field(
+        1e-2, gt=0, description="Largest accepted difference of logits from torch to ONNX FP32."
+    )
+    parity_agreement: float = Field(
+        0.8, ge=0, le=1, description="Least accepted label agreement across each hop to INT8."
+    )
+
+    def too_small(self, n: int, needed: int) -> str:
+        """What a person is told when no specialist could pass on a test set of this size."""
+        return (
+            f"the test set's {n} examples are too few to pass at max_drop {self.max_drop:g} even "
+            f"with a drop of zero: {needed} are needed, or a larger verify.max_drop"
+        )
+
+
+class Track(Section):
+    """Where the run is recorded."""
+
+    experiment: str = Field("winnow", min_length=1, description="MLflow experiment.")
+    model_name: str | None = Field(
+        None, description="Name in MLflow's registry; left out: the recipe's name."
+    )
+    # 'register' itself is a method of every pydantic model, so the field has another name here
+    register_model: bool = Field(
+        True, alias="register", description="Register the specialist as a model version."
+    )

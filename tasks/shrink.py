@@ -1,0 +1,180 @@
+"""Stage: one step of structured shrinking: allocate under budgets, remove, cut out, recover."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts import Artifact
+from tasks.config import Recipe
+from tasks.progress import Callback
+from tasks.stage import stage
+
+# calibration batches that a candidate allocation is judged on at most
+_BATCHES = {"cpu": 6, "cuda": 16}
+
+
+@stage(
+    reads=(
+        "task.seed",
+        "precision",
+        "augment",
+        "target",
+        "shrink",
+        "shrink_step",
+        "distill",
+        "quantize.format",
+        "prune.samples",
+        "prune.rel_damp",
+        "prune.rows_per_column",
+    ),
+    splits=("support", "unlabelled"),
+)
+def shrink(
+    recipe: Recipe,
+    data: Artifact,
+    teacher: Artifact,
+    student: Artifact,
+    profile: Artifact,
+    *,
+    into: Path,
+    progress: Callback,
+) -> dict[str, Any]:
+    """Shrink the student of the step before to this step's budgets, and recover it."""
+    # see load.py: only a stage that computes pays for torch
+    from compression.allocate import allocate
+    from compression.ladder import frozen_copy
+    from compression.levels import build_levels
+    from compression.recovery import divergence, recover
+    from compression.search import SearchSettings
+    from compression.shrink import remove_structure
+    from exports.latency_table import LatencyTable
+    from models import shrinking
+    from models.checkpoint import load_bundle, save_bundle
+    from models.structure import prunable_layers, segments
+    from models.units import branches
+    from tasks import batches
+    from tasks.budgets import costs_of, dense_costs, limits_of, vocabulary_left
+    from tasks.recovery import recovery_settings
+    from tasks.sizes import choices, timed_example
+
+    at, asked = batches.device(), recipe.shrink
+    blank = batches.blank(bundle := load_bundle(student.folder))
+    dense_bundle = load_bundle(teacher.folder)
+    now, full = branches(bundle.model, blank), branches(dense_bundle.model, blank)
+    whole = {branch.name: branch for branch in full}
+    levels = {branch.name: choices(branch, whole[branch.name], recipe) for branch in now}
+    table = LatencyTable.from_dict(profile.json_file("table.json"))
+    served = "int8" if recipe.quantize.format == "int8" else "float32"
+    timed = timed_example(bundle, recipe, profile.metrics.get("tokens"))
+    costs = costs_of(bundle.model, timed, now, levels, table, served)
+    as_is = {b.name: [tuple(unit.groups for unit in b.units)] for b in full}
+    whole_costs = costs_of(dense_bundle.model, timed, full, as_is, table, served)
+    in_branches = {name: sum(c[0] for c in found) for name, found in whole_costs.items()}
+    dense = {
+        "milliseconds": table.base_ms[served] + in_branches["milliseconds"],
+        **dense_costs(
+            dense_bundle.model,
+            blank,
+            served,
+            table_bits={"int4": 4, "int8": 8}.get(recipe.quantize.embeddings, 32),
+            vocabulary=vocabulary_left(recipe, data, bundle),
+        ),
+    }
+    limits = limits_of(recipe, table.generalist_ms, dense)
+    fixed = {name: dense[name] - in_branches[name] for name in limits}
+
+    example = tuple(part.to(at) for part in blank)
+    model = bundle.model.to(at)
+    dense_model = frozen_copy(dense_bundle.model.to(at))
+    calibration = batches.calibration(recipe, data, bundle, generic=False, at=at)
+    judged = [batch for _, batch in zip(range(_BATCHES[at.type]), calibration(), strict=False)]
+    bf16 = batches.bfloat16(recipe, at)
+    solver = {
+        "rel_damp": recipe.prune.rel_damp,
+        "rows_per_column": recipe.prune.rows_per_column,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        database = build_levels(
+            model,
+            segments(model, example),
+            calibration,
+            now,
+            levels,
+            Path(folder),
+            progress=progress,
+            **solver,
+        )
+        chosen = allocate(
+            model,
+            dense_model,
+            now,
+            database,
+            {name: costs[name] for name in limits},
+            {name: limit - fixed[name] for name, limit in limits.items()},
+            judged,
+            search=None
+            if asked.search == "dynamic"
+            else SearchSettings(
+                generations=asked.generations, offspring=asked.offspring, seed=recipe.task.seed
+            ),
+            device=at,
+            autocast_bf16=bf16,
+            progress=progress,
+        )
+    kept, _ = remove_structure(
+        model, segments(model, example), calibration, now, chosen.sizes, progress=progress, **solver
+    )
+    bundle.model = model.cpu()
+    smaller = shrinking.shrink(bundle, {name: rows.tolist() for name, rows in kept.items()})
+    model = smaller.model.to(at)
+    parts, inner = segments(model, example), prunable_layers(model, example)
+    shown = batches.samples(batches.splits(data, "support", "unlabelled"), bundle, recipe)
+    mix, distill = batches.mixture(shown, seed=recipe.task.seed), recipe.distill
+    holdout = mix.holdout(distill.batch_size, at)
+    settings = recovery_settings(
+        recipe,
+        bundle.modality,
+        at,
+        steps=3 * distill.steps if asked.steps is None else asked.steps,
+        seed=1000 * recipe.task.seed + recipe.shrink_step,
+    )
+    metrics: dict[str, Any] = {}
+    if settings.steps:
+        metrics = recover(
+            model,
+            dense_model,
+            {},
+            taps=[part.name for part in parts if part.name not in inner],
+            draw=mix.draw(distill.batch_size, distill.labelled_share, at),
+            holdout=holdout,
+            settings=settings,
+            device=at,
+            progress=progress,
+        )
+    elif holdout:
+        metrics = {"kl_after": divergence(model, dense_model, holdout)}
+    smaller.model = model.cpu()
+    save_bundle(smaller, into)
+    return {
+        **metrics,
+        "kl_additive": chosen.kl_start,
+        "kl_searched": chosen.kl,
+        "predicted": {name: chosen.costs[name] + fixed[name] for name in limits},
+        "structure": [
+            {
+                "branch": name,
+                "kind": branch.kind,
+                "units": [unit.kind for unit in branch.units],
+                "full": [unit.groups for unit in branch.units],
+                "size": list(_size(chosen.sizes, name, branch)),
+            }
+            for name, branch in whole.items()
+        ],
+    }
+
+
+def _size(sizes: dict[str, tuple[int, ...]], name: str, branch: Any) -> tuple[int, ...]:
+    """A branch's size now; one that an earlier step took is gone."""
+    return sizes.get(name, (0,) * len(branch.units))

@@ -88,7 +88,13 @@ def items(assets: Path) -> list[dict[str, Any]]:
                 if not small:
                     recipe["target"] = TARGETS[generalist]
                     recipe["shrink"] = {"profile": f"PROFILES/{generalist}.json"}
-                    recipe["quantize"] = {"embeddings": "int4" if generalist == MINILM else "none"}
+                    transformer = generalist in (MINILM, "deit_small-tin200")
+                    recipe["quantize"] = {
+                        "embeddings": "int4" if generalist == MINILM else "none",
+                        # what `auto` picks on the machine that serves; another one makes the files
+                        "route": "fused" if transformer else "static",
+                        "activation": "uint8",
+                    }
                     recipe["verify"] = {"tokens": TOKENS if generalist == MINILM else None}
                 row = {"generalist": generalist, "task": task, "seed": seed, "pool": pool}
                 rows.append({**row, "kind": "small" if small else "shrunk", "recipe": recipe})

@@ -145,7 +145,8 @@ def walk(
     first_batch = next(iter(calibration()), None)
     if first_batch is None:
         raise CompressionError("calibration gives no batch: at least one example is needed")
-    chained = _chained(model, segments, first_batch)
+    # of two examples: every segment's tensors are held at once here, which must not cost memory
+    chained = _chained(model, segments, tuple(part[:2] for part in first_batch))
     needed = [bool(layers_of(s, wanted)) for s in segments]
     last = max((i for i, n in enumerate(needed) if n), default=-1)
 

@@ -121,14 +121,14 @@ def quantize_section(report: Mapping[str, Any]) -> str:
     if routes:
         rows = [
             [
-                str(row["route"]),
+                f"{row['route']}, {row['activation']}",
                 milliseconds(row["ms"]),
-                f"{row['agreement']:.4f}",
-                "yes" if row.get("chosen") else "",
+                "" if row["agreement"] is None else f"{row['agreement']:.4f}",
+                "yes" if row["chosen"] else str(row["rejected"] or ""),
             ]
             for row in routes
         ]
-        parts.append(markdown_table(["form", "latency", "same label as static", "chosen"], rows))
+        parts.append(markdown_table(["form", "latency", "same label as float", "chosen"], rows))
     calibration = facts.get("calibration") or []
     if calibration:
         rows = [

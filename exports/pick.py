@@ -93,6 +93,7 @@ def pick_route(
     samples: Sequence[Feed] = (),
     slack: float = 0.01,
     widest: float = 2.0,
+    tie: float = 0.02,
     threads: int = 1,
     warmup: int = 5,
     repeats: int = 40,
@@ -104,12 +105,13 @@ def pick_route(
     best candidate's do, and logits are at most `widest` times as far off as the closest one's.
 
     Args:
-        files: the candidates' files.
+        files: the candidates' files, the preferred ones first.
         reference: the FP32 file.
         feed: the input to time.
         samples: inputs to compare on; `feed` if none.
         slack: share of the samples.
         widest: factor of the largest difference of a logit.
+        tie: share of the fastest one's time within which an earlier file is preferred.
         threads: of the sessions.
         warmup: untimed calls.
         repeats: timed rounds.
@@ -151,7 +153,8 @@ def pick_route(
         seed=seed,
     ).median_ms
     held = [replace(row, milliseconds=timed[row.name]) for row in held]
-    chosen = min(held, key=lambda row: row.milliseconds)
+    limit = (1 + tie) * min(row.milliseconds for row in held)
+    chosen = next(row for row in held if row.milliseconds <= limit)
     return RouteChoice(chosen, in_order([*held, *missed, *rows]), timed["float32"])
 
 

@@ -178,9 +178,11 @@ def find_float(
         after = before
         known = {row.layer: row.kl for row in rows}  # the first gains are exact as they are
         while queue and len(taken) < room and not after.holds(max_kl, min_agreement):
-            name, kl = _next(bench, queue, taken, known, kl, samples)
+            name, lower = _next(bench, queue, taken, known, kl, samples)
+            if not lower < kl:  # no layer helps any more
+                break
             taken.append(name)
-            known = {}
+            kl, known = lower, {}
             after = bench.measure(taken)
         for name in taken[:-1] if after.holds(max_kl, min_agreement) else []:
             fewer = [other for other in taken if other != name]

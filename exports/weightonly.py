@@ -1,9 +1,19 @@
 """Store Linear weights as 4-bit integers that are dequantized inside the product.
 
-com.microsoft MatMulNBits keeps the activations float, so nothing is calibrated: a file a seventh of
-the size. Measured on one thread of an EPYC with AVX512-VNNI, batch 1:
+com.microsoft MatMulNBits keeps the activations float, so nothing is calibrated. It buys bytes, and
+some time where few tokens make memory the limit; at larger batches it computes as FP32 does.
+Measured with ONNX Runtime 1.31 on one thread of an EPYC with AVX512-VNNI, a scale for every 32
+columns, milliseconds, interleaved medians on a host shared with other work:
 
-TABLE
+                       FP32    4 bits, level 4    static INT8    file over FP32
+    MiniLM, 16 tokens   5.5         3.4               2.6        0.60 (its tables stay float)
+      batch of 32      58.9        61.1              24.2
+    DeiT-S, 128 px     20.5        16.5               7.8        0.17
+      a second run     21.6        19.4               9.2
+      batch of 16     294         274               121
+
+DeiT-S on 500 images of 12 classes, solved by the sweep on 160 others: KL to FP32 0.0023 nats
+(level 4 0.0024) against 0.0067 rounded to nearest; labels agree on 0.952 (0.950) against 0.938.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def export_dense(
     return [
         export(recipe, data, generalist, title="export generalist"),
         export(recipe, data, teacher, title="export teacher"),
-        export(recipe, data, quantized, title="export teacher-int8"),
+        export(recipe.unreported(), data, quantized, title="export teacher-int8"),
     ]
 
 

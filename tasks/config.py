@@ -157,6 +157,11 @@ class Recipe(Section):
         shrink = self.shrink.model_copy(update={"step": step})
         return self.model_copy(update={"shrink": shrink})
 
+    def unreported(self) -> Recipe:
+        """The same without the study of calibration samples: one model a run is enough for it."""
+        quantize = self.quantize.model_copy(update={"calibration_report": 0})
+        return self.model_copy(update={"quantize": quantize})
+
     def untrained(self) -> Recipe:
         """The same shapes with as little training as will do: times do not depend on weights."""
         teacher = self.teacher.model_copy(update={"steps": 0})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
+from exports.runtime import host_profile
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
 from tasks.layout import GRAPH, GRIDS, QUANTIZED
@@ -19,10 +19,13 @@ from tasks.stage import stage
         "task.seed",
         "prune.samples",
         "quantize",
+        "verify.batch",
+        "verify.threads",
+        "verify.tokens",
     ),
     splits=("support", "unlabelled"),
-    # x86 kernels want unsigned activations, others signed ones
-    outside=lambda _: {"machine": platform.machine()},
+    # which form of an INT8 graph is fastest, and which type of activations, is this host's
+    outside=lambda _: {"host": json.dumps(host_profile(), sort_keys=True)},
     # a float model's graph depends on nothing but the model
     when=lambda _, model: model.stage == "quantize",
 )
@@ -48,7 +51,7 @@ def export(
     weights = {key: weight_of(layer).numpy() for key, layer in layers.items()}
     prunable = sorted(set(match_layers(path, weights).values()))
     if (model.folder / GRIDS).is_file():
-        facts = lower(recipe, data, bundle, model, path)
+        facts = lower(recipe, data, bundle, model, path, progress)
         (into / QUANTIZED).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     progress(2, 2, "written")
     (into / "prunable.json").write_text(json.dumps(prunable))

@@ -45,7 +45,7 @@ def ledger(
     """
     rows = _structure_rows(structure, profile) if profile is not None else []
     whole: list[tuple[str, float, str, str, dict[str, Any]]] = []
-    if recipe.shrinks:
+    if any(entry["size"] != entry["full"] for entry in structure):
         name = "shrunk" if "shrunk" in counts else "pruned"
         nominal = counts["teacher"]["prunable"] / max(1, counts[name]["prunable"])
         whole.append(("structure", nominal, "teacher", name, {}))

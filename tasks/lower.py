@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from exports.calibrate import calibrate
 from exports.embeddings import EmbeddingGrid, embedding_tables, quantize_embeddings
 from exports.graph import match_layers
 from exports.quantize import WeightGrid, quantize_qdq
+from exports.routes import ACTIVATIONS, ROUTES, best_int8, ranges_by_activation
 from exports.runtime import default_activation
 from exports.weightonly import BlockGrid, quantize_weight_only
 from models.checkpoint import Bundle
@@ -22,8 +22,9 @@ from tasks.artifacts import Artifact
 from tasks.config import Recipe
 from tasks.layout import GRIDS
 from tasks.progress import Callback
-from tasks.sensitivity import calibration_rows, examples_needed, kept_float, single_rows
+from tasks.sensitivity import Feed, calibration_rows, examples_needed, kept_float, single_rows
 
+_COMPARED = 64  # examples on which the forms of a graph are held against the float one
 Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -86,34 +87,63 @@ def _lower_int8(
     path: Path,
     progress: Callback | None,
 ) -> dict[str, Any]:
-    asked = recipe.quantize
+    asked, inputs = recipe.quantize, batches.INPUTS[bundle.modality]
     grids = {name: WeightGrid(*pair) for name, pair in weights.items()}
-    kind = default_activation() if asked.activation == "auto" else asked.activation
+    usual = default_activation()
+    kinds = ACTIVATIONS if asked.activation == "auto" else (asked.activation,)
     shots = batches.calibration(recipe, data, bundle, generic=False, at=batches.device())
-    inputs = batches.INPUTS[bundle.modality]
-    initializers = match_layers(path, {name: grid.values() for name, grid in grids.items()})
-    ranges = calibrate(
+    named = match_layers(path, {name: grid.values() for name, grid in grids.items()})
+    ranges = ranges_by_activation(
         path,
         batches.feeds(shots(), inputs),
+        weights=named.values(),
         rule=asked.activation_rule,
-        activation=kind,  # type: ignore[arg-type]
-        weights=initializers.values(),
+        activations=kinds,
+        progress=progress,
     )
-    static = partial(quantize_qdq, residual=asked.residual)
+    kind = usual if usual in ranges else kinds[0]
     total = sum(len(batch[0]) for batch in shots())
-    looked_at = single_rows(
+    shown = single_rows(
         batches.feeds(shots(), inputs), total, examples_needed(recipe), recipe.task.seed
     )
-    floats, held = kept_float(recipe, path, grids, ranges, looked_at, kind, static, progress)
-    report = calibration_rows(recipe, path, grids, looked_at, kind, floats, static)
-    static(path, path, weights=grids, ranges=ranges, activation=kind, exclude=floats)  # type: ignore[arg-type]
+    static = partial(quantize_qdq, residual=asked.residual)
+    floats, held = kept_float(recipe, path, grids, ranges[kind], shown, kind, static, progress)
+    report = calibration_rows(recipe, path, grids, shown, kind, floats, static)
+    chosen = best_int8(
+        path,
+        path,
+        weights=grids,
+        ranges=ranges,
+        feed=_usual_feed(recipe, shown),
+        samples=shown[:_COMPARED],
+        routes=ROUTES if asked.route == "auto" else (asked.route,),
+        activations=kinds,
+        exclude=floats,
+        residual=asked.residual,
+        threads=recipe.verify.threads,
+        seed=recipe.task.seed,
+    )
+    best = chosen.chosen
     return {
-        "route": "static",
-        "activation": kind,
+        "route": best.route,
+        "activation": best.activation,
+        "stem": best.stem,
         "float_layers": list(floats),
         "sensitivity": held,
         "calibration": report,
+        "routes": [{**row.to_dict(), "chosen": row.name == best.name} for row in chosen.candidates],
     }
+
+
+def _usual_feed(recipe: Recipe, shown: list[Feed]) -> Feed:
+    """A batch of the shape that will be served: texts of the usual length."""
+    by_length = sorted(shown, key=lambda feed: next(iter(feed.values())).shape[1])
+    middle = by_length[len(by_length) // 2]
+    rows, length = recipe.verify.batch, recipe.verify.tokens
+    feed = {name: np.repeat(values, rows, axis=0) for name, values in middle.items()}
+    if length is not None and "input_ids" in feed:
+        feed = {name: np.resize(x[0], (rows, length)) for name, x in feed.items()}
+    return feed
 
 
 def _pairs(stored: Mapping[str, np.ndarray], kind: str) -> Pairs:

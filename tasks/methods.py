@@ -216,5 +216,5 @@ class Quantize(Section):
         "mse", description="How an activation's range is chosen from its calibration histogram."
     )
     residual: Literal["float", "int8"] = Field(
-        "float", description="Arithmetic of residual additions; int8 is faster on ResNets."
+        "int8", description="Arithmetic of residual additions; int8 is faster on ResNets."
     )

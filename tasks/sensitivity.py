@@ -108,7 +108,7 @@ def calibration_rows(
 
 
 def examples_needed(recipe: Recipe) -> int:
-    """Examples that the two together look at."""
+    """Examples that these two and the choice of a form look at."""
     asked = recipe.quantize
     report = asked.calibration_report + _JUDGED if asked.calibration_report else 0
-    return max(asked.keep_float.samples, report)
+    return max(asked.keep_float.samples, report, _JUDGED)

@@ -123,6 +123,8 @@ def _findings(report: Mapping[str, Any]) -> list[str]:
     fast, faster = speed["ratio_ci"]
     percent = f"{100 * a['confidence']:g} %"
     length = f", {speed['tokens']} tokens" if "tokens" in speed else ""
+    if speed.get("specialist_tokens", speed.get("tokens")) != speed.get("tokens"):
+        length += f" ({speed['specialist_tokens']} to the specialist)"
     return [
         f"drop     {100 * a['drop']:.1f} points [{100 * low:.1f}, {100 * high:.1f}] at {percent} "
         f"({a['method']}, {a['n']} examples)",
@@ -133,7 +135,7 @@ def _findings(report: Mapping[str, Any]) -> list[str]:
         f"fewer nonzero prunable weights ({sparsity['nonzero_ratio_all']:.1f}x of all)",
         *_shape(report),
         *_integers(report),
-        *_pays(sparsity["ledger"]),
+        *_pays(sparsity.get("ledger", [])),
     ]
 
 
@@ -141,7 +143,7 @@ def _shape(report: Mapping[str, Any]) -> list[str]:
     """How much of each kind of structure is left, and whether the latency table was right."""
     left = [
         f"{row['kind']} {row['kept']:,} of {row['full']:,}"
-        for row in report["sparsity"]["ledger"]
+        for row in report["sparsity"].get("ledger", [])
         if "full" in row
     ]
     if not left:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from exports.fused import fuse_linears
 from exports.graph import export_onnx
 from exports.latency_table import (
     LatencyError,
@@ -19,8 +20,11 @@ from exports.latency_table import (
     table_of,
     time_files,
 )
+from exports.masks import simplify_masks
 from exports.microbench import Lower, lower_static
+from exports.onnxfile import load_model, save_model
 from exports.runtime import default_activation
+from exports.tokens_first import tokens_first
 from models.checkpoint import Bundle
 from models.folding import fold_batchnorm
 from models.shrinking import shrink
@@ -145,6 +149,10 @@ def measured(
     formats = [name for name in graphs if name != "generalist"]
     facts = graphs["int8"].json_file(QUANTIZED) if "int8" in graphs else {}
     activation = facts.get("activation", default_activation())
+    route, residual = facts.get("route", "static"), recipe.quantize.residual
+    lower = lower_static(activation, residual)
+    if route != "static":
+        lower = _rewritten(lower, route)
     try:
         times = measure_variants(
             Variants(found),
@@ -152,13 +160,14 @@ def measured(
             threads=asked.threads,
             batch=asked.batch,
             repeats=asked.repeats,
-            residual=recipe.quantize.residual,
+            residual=residual,
             activation=activation,
+            lower=None if route == "static" else lower,
+            route=route,
             cache=home() / "latencies.json",
             progress=progress,
         )
         with tempfile.TemporaryDirectory(prefix="winnow-") as scratch:
-            lower = lower_static(activation, recipe.quantize.residual)
             files = {
                 "generalist": {"float32": graphs["generalist"].folder / GRAPH},
                 "dense": {name: graphs[name].folder / GRAPH for name in formats},
@@ -173,6 +182,20 @@ def measured(
         return _table(times, whole, keys, threads=asked.threads, batch=asked.batch)
     except LatencyError as problem:
         raise RecipeError(str(problem)) from None
+
+
+def _rewritten(static: Lower, route: str) -> Lower:
+    """The lowering to another form, as the dense graph was given it (`exports.forms`)."""
+
+    def lower(fp32: Path, out: Path) -> None:
+        static(fp32, out)
+        model = load_model(out)
+        if fuse_linears(model, "dynamic" if route == "dynamic" else "static"):
+            simplify_masks(model)
+            tokens_first(model)
+            save_model(model, out)
+
+    return lower
 
 
 def _table(times: Any, whole: Any, keys: Any, **timing: int) -> LatencyTable:

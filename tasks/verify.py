@@ -52,6 +52,7 @@ def verify(
     from exports.card import card_markdown
     from exports.census import census
     from exports.plots import tradeoff_png
+    from tasks.cuda import cuda_rows
     from tasks.judge import Measured, judge
     from tasks.ledger import TRIMMED, with_fewer_rows
     from tasks.measure import logits_of, time_graphs, timing_feeds, typical_tokens
@@ -87,6 +88,7 @@ def verify(
                 feeds[TRIMMED] = {**feeds["teacher"], "input_ids": ids}
                 counts[TRIMMED] = {"bytes": cut.stat().st_size}
         timings = time_graphs(timed, feeds, recipe, recipe.verify.threads)
+        on_gpu = cuda_rows(recipe, files, feeds, counts, Path(scratch))
     # beside the headline; a runtime's threads and those of other processes get in each other's way
     ends = {name: files[name] for name in ("generalist", "specialist")}
     cores = int(host_profile()["usable_cores"])
@@ -97,7 +99,10 @@ def verify(
     ratio, *interval = all_cores.ratio("generalist", "specialist", recipe.verify.confidence)
     report["speed"]["all_cores"] = {"threads": cores, "ratio": ratio, "ratio_ci": interval}
     if tokens is not None:
-        report["speed"]["tokens"] = feeds["specialist"]["input_ids"].shape[1]
+        for name in ("teacher", "specialist"):  # a smaller vocabulary cuts words into more
+            key = "tokens" if name == "teacher" else "specialist_tokens"
+            report["speed"][key] = feeds[name]["input_ids"].shape[1]
+    report["sparsity"]["ledger"] += on_gpu
     tradeoff_png(report, into / "tradeoff.png")
     del report["models"]["pruned"]  # a step on the way: in the picture, not in the contract
     (into / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")

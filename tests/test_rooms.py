@@ -37,7 +37,7 @@ KEPT_OUT = {
 # A stand-alone models-from-code script that is shipped to MLflow and never imported by winnow.
 SERVED_SCRIPT = "exports/serving.py"
 # torch only exports graphs; what is served must run without it.
-EXPORTS_WITH_TORCH = {"exports/graph.py"}
+EXPORTS_WITH_TORCH = {"exports/graph.py", "exports/parts.py"}
 HEAVY = {"torch", "torchvision", "timm", "transformers"}
 
 

@@ -63,6 +63,18 @@ pytestmark = [pytestmark, pytest.mark.usefixtures("nothing_half_written")]
             ("--set", "target.nonzero_ratio=50", "--set", "prune.sparsity=0.5"),
             ("target.nonzero_ratio", "50", "0.98"),
         ),
+        (("--set", "shrink.kinds=[fingers]"), ("shrink.kinds", "fingers", "heads")),
+        (("--set", "shrink.rungs=0"), ("shrink.rungs", "0", "greater than or equal to 1")),
+        (("--set", "quantize.format=int2"), ("quantize.format", "int2", "int4")),
+        (("--set", "verify.tokens=999"), ("verify.tokens", "999", "generalist.max_length")),
+        (
+            (
+                *("--set", "target.speedup=3", "--set", "quantize.format=none"),
+                *("--set", "shrink.kinds=[vocabulary]"),
+            ),
+            ("target.speedup", "3", "quantize.format none", "heads"),
+        ),
+        (("--set", "shrink.profile=gone.json"), ("shrink.profile", "gone.json", "winnow profile")),
         (("--set", "prune"), ("--set", "'prune'", "section.field=value")),
         (("--set", "prune.sparsty=0.5"), ("--set", "prune.sparsty", "did you mean sparsity?")),
         (("--set", "task.train=missing.jsonl"), ("task.train", "missing.jsonl", "no such file")),
@@ -80,6 +92,29 @@ def test_a_value_of_the_recipe(
     write_recipe: Write, tmp_path: Path, options: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
     check(write_recipe(), *options, words=words, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", ("is not JSON",)),
+        ("[1, 2]", ("is not a profile",)),
+        ('{"schema": 1}', ("is not a profile",)),
+        (
+            '{"schema": 7, "host": {}, "threads": 1, "batch": 1, "base_ms": {}, "branch_ms": {}, '
+            '"generalist_ms": 1}',
+            ("has schema 7, expected 1",),
+        ),
+    ],
+)
+def test_a_profile_that_cannot_be_planned_with(
+    write_recipe: Write, tmp_path: Path, content: str, words: tuple[str, ...]
+) -> None:
+    path = tmp_path / "server.json"
+    path.write_text(content)
+    recipe = write_recipe(shrink={"profile": str(path)}, target={"speedup": 2})
+    words = ("shrink.profile", str(path), *words, "winnow profile")
+    check(recipe, words=words, out=tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_damaged_folders_are_named(tmp_path):
     damaged(tmp_path, "not JSON", lambda: (tmp_path / "config.json").write_text("]"))
     damaged(tmp_path, "not a saved bundle", lambda: edit(tmp_path, format="other"))
     damaged(tmp_path, "version 99", lambda: edit(tmp_path, version=99))
-    damaged(tmp_path, "delta op 'shrink'", lambda: edit(tmp_path, delta=[{"op": "stretch"}]))
+    damaged(tmp_path, "delta op 'stretch'", lambda: edit(tmp_path, delta=[{"op": "stretch"}]))
     damaged(tmp_path, "library 'x'", lambda: edit(tmp_path, config={"library": "x"}))
     damaged(tmp_path, "KeyError", lambda: edit(tmp_path, config={"library": "timm"}))
     damaged(tmp_path, "model.safetensors: no such", weights.unlink)

@@ -92,7 +92,10 @@ def test_every_part_of_a_key_counts(rooms: Path, monkeypatch: pytest.MonkeyPatch
     assert len(first) == 64
 
 
-STAGES = ("prepare", "load", "teach", "prune", "quantize", "export", "verify")
+STAGES = (
+    *("prepare", "load", "teach", "profile", "shrink", "prune", "trim"),
+    *("quantize", "export", "verify"),
+)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -103,7 +106,10 @@ def test_our_own_stages_reach_the_rooms_they_use(name: str) -> None:
         "prepare": {"tasks.sources", "tasks.splits"},
         "load": {"models.generalists"},
         "teach": {"models.teacher", "models.augment", "exports.preprocess"},
+        "profile": {"exports.latency_table", "models.variants", "tasks.measure"},
+        "shrink": {"compression.structured", "compression.search", "models.shrinking"},
         "prune": {"compression.sweep", "compression.recovery", "models.structure"},
+        "trim": {"models.vocabulary"},
         "quantize": {"compression.grids", "models.structure"},
         "export": {"exports.graph", "exports.quantize", "tasks.lower"},
         "verify": {"exports.verdict", "exports.latency", "tasks.judge"},
@@ -114,6 +120,8 @@ def test_our_own_stages_reach_the_rooms_they_use(name: str) -> None:
         "load": "compression.sweep",
         "prepare": "models.generalists",
         "export": "compression.sweep",
+        "profile": "compression.structured",
+        "trim": "compression.sweep",
         "verify": "compression.sweep",
     }.get(name)
     assert unwanted not in reached

@@ -40,6 +40,12 @@ def test_the_recipes_of_the_repository_are_valid(path: Path) -> None:
         ({"prune": {"pattern": "2:4"}}, 0.5),
         ({"prune": {"pattern": "1:4"}}, 0.75),
         ({"prune": {"sparsity": 0.9}, "target": {"nonzero_ratio": 10}}, 0.9),
+        # where structure is shrunk, it and INT8 meet the budgets; zeros only where they are asked
+        ({"target": {"speedup": 4}}, 0.0),
+        ({"target": {"bytes": 1000, "nonzero_ratio": 20}}, 0.0),
+        ({"target": {"speedup": 4}, "prune": {"sparsity": 0.75}}, 0.75),
+        ({"target": {"speedup": 4}, "prune": {"pattern": "2:4"}}, 0.5),
+        ({"target": {"speedup": 2}, "shrink": {"kinds": []}}, 0.5),
     ],
 )
 def test_sparsity_is_given_or_follows(changes: dict[str, Any], sparsity: float) -> None:
@@ -61,6 +67,12 @@ def test_sparsity_is_given_or_follows(changes: dict[str, Any], sparsity: float) 
         ),
         ({"verify": {"max_drop": 0}}, ("verify.max_drop", "0")),
         ({"distill": {"rungs": [0.75, 0.5]}}, ("distill.rungs", "rise")),
+        ({"shrink": {"kinds": ["fingers"]}}, ("shrink.kinds.0", "fingers", "heads")),
+        ({"shrink": {"rungs": 0}}, ("shrink.rungs", "0", "greater than or equal to 1")),
+        ({"shrink": {"search": "random"}}, ("shrink.search", "random", "evolutionary")),
+        ({"shrink": {"margin": 0.7}}, ("shrink.margin", "0.7", "less than 0.5")),
+        ({"quantize": {"route": "fast"}}, ("quantize.route", "fast", "dynamic")),
+        ({"quantize": {"keep_float": {"max_kl": 0}}}, ("quantize.keep_float.max_kl", "0")),
         ({"name": "a/b"}, ("name", "a/b", "letters")),
         ({"task": {"train": "a.csv"}}, ("task.test", "missing")),
         ({"task": {"train": "a", "test": "b", "classes": [3.5]}}, ("task.classes.0", "3.5")),
@@ -77,6 +89,57 @@ def test_a_fault_is_one_line_with_field_value_and_remedy(
     assert line.startswith("recipe.yaml: ") or words[0] == "target.nonzero_ratio"
     for word in words:
         assert word in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"target": {"speedup": 2}, "quantize": {"format": "none"}, "shrink": {"kinds": []}},
+            ("target.speedup: 2", "quantize.format none", "shrink.kinds"),
+        ),
+        ({"verify": {"tokens": 200}}, ("verify.tokens: 200", "generalist.max_length (128)")),
+    ],
+)
+def test_values_that_contradict_each_other(changes: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(SMALLEST | changes)
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shrinks", "trims"),
+    [
+        ({}, False, False),
+        ({"target": {"nonzero_ratio": 4}}, False, False),
+        ({"target": {"speedup": 4}}, True, True),
+        ({"target": {"latency_ms": 4}}, True, True),
+        ({"target": {"bytes": 4}, "shrink": {"kinds": ["vocabulary"]}}, False, True),
+        ({"target": {"bytes": 4}, "shrink": {"kinds": ["blocks"]}}, True, False),
+        ({"target": {"speedup": 4}, "shrink": {"kinds": []}}, False, False),
+    ],
+)
+def test_structure_is_shrunk_where_a_budget_needs_it(
+    changes: dict[str, Any], shrinks: bool, trims: bool
+) -> None:
+    recipe = parse_recipe(SMALLEST | changes)
+    assert (recipe.shrinks, recipe.trims) == (shrinks, trims)
+
+
+def test_a_step_of_shrinking_has_a_recipe_of_its_own() -> None:
+    recipe = parse_recipe(SMALLEST | {"target": {"speedup": 4}, "shrink": {"rungs": 3}})
+    steps = [recipe.at_step(step) for step in (1, 2, 3)]
+    assert [step.shrink_step for step in steps] == [1, 2, 3]
+    assert len({str(step.values(["shrink", "shrink_step"])) for step in steps}) == 3
+    form = Recipe.model_json_schema()["$defs"]["Shrink"]["properties"]
+    assert "rungs" in form and "step" not in form
+
+
+def test_the_order_of_kinds_does_not_matter() -> None:
+    kinds = [["blocks", "heads"], ["heads", "blocks", "heads"]]
+    recipes = [parse_recipe(SMALLEST | {"shrink": {"kinds": each}}) for each in kinds]
+    assert recipes[0] == recipes[1]
 
 
 def test_set_changes_fields_and_keeps_the_others(write_recipe: Callable[..., Path]) -> None:

@@ -121,7 +121,8 @@ def quantize_section(report: Mapping[str, Any]) -> str:
     if routes:
         rows = [
             [
-                f"{row['route']}, {row['activation']}",
+                f"{row['route']}, {row['activation']}"
+                + (", float stem" if row["stem"] == "float" else ""),
                 milliseconds(row["ms"]),
                 "" if row["agreement"] is None else f"{row['agreement']:.4f}",
                 "yes" if row["chosen"] else str(row["rejected"] or ""),

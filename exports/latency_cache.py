@@ -13,7 +13,7 @@ from exports.runtime import host_profile
 
 __all__ = ["LatencyError", "TimesStore"]
 
-_SCHEMA = 1
+_SCHEMA = 2  # raised whenever times are taken another way: older ones are measured anew
 # what a time depends on; a change of any of them is another host
 _TIMED_BY = ("cpu", "machine", "flags", "cores", "usable_cores", "onnxruntime")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,15 +32,16 @@ class _Side(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(parts)
 
-        def forward(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def forward(self: _Side, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
             both = zip(self.parts, source, strict=True)
             return tuple(part(inputs[index]) for part, index in both)
 
         # The tracer wants one named parameter a tensor, and their number is known only here.
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        named = [inspect.Parameter(f"{_INPUT}{index}", kind) for index in range(max(source) + 1)]
+        names = ("self", *(f"{_INPUT}{index}" for index in range(max(source) + 1)))
+        named = [inspect.Parameter(name, kind) for name in names]
         forward.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
-        self.forward = forward
+        self.forward = types.MethodType(forward, self)  # a method: a copy calls its own parts
 
 
 def parameter_bytes(module: nn.Module) -> int:

@@ -112,8 +112,8 @@ class Recipe(Section):
 
     @property
     def trims(self) -> bool:
-        """Whether vocabulary rows are taken away (texts only)."""
-        return self.target.shapes and "vocabulary" in self.shrink.kinds
+        """Whether vocabulary rows are taken away (texts only): they cost bytes, not time."""
+        return self.target.bytes is not None and "vocabulary" in self.shrink.kinds
 
     @property
     def shrink_step(self) -> int:

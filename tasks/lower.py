@@ -25,6 +25,7 @@ from tasks.progress import Callback
 from tasks.sensitivity import Feed, calibration_rows, examples_needed, kept_float, single_rows
 
 _COMPARED = 64  # examples on which the forms of a graph are held against the float one
+_WIDEST = 4.0  # a faster form's logits may be so many times as far off as the closest form's
 Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -120,6 +121,9 @@ def _lower_int8(
         activations=kinds,
         exclude=floats,
         residual=asked.residual,
+        # a few dozen examples: one label more or less says nothing about a form
+        slack=1 - asked.keep_float.min_agreement,
+        widest=_WIDEST,
         threads=recipe.verify.threads,
         seed=recipe.task.seed,
     )

@@ -74,7 +74,8 @@ def kept_float(
         "holds": found.holds,
         "layers": [row.to_dict() for row in found.rows[:_MOST_HARMFUL]],
     }
-    return found.layers, told
+    # layers that cost time and do not buy the bound are left in INT8
+    return (found.layers if found.holds else ()), told
 
 
 def calibration_rows(

@@ -13,8 +13,10 @@ STAMP := .venv/.winnow-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_OUT ?= runs/demo
 PYTEST_ARGS ?=
+ASSETS ?=
+BENCH ?= .winnow/bench-speed
 
-.PHONY: help setup demo test test-all lint format ui clean
+.PHONY: help setup demo test test-all bench-speed lint format ui clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -39,6 +41,17 @@ test: setup  ## the quick tests
 
 test-all: setup  ## every test, the slow ones too
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench-speed: setup  ## the speed study's tables; ASSETS=DIR makes the study anew first (hours on a CPU)
+	@if [ -n "$(ASSETS)" ]; then \
+		$(BIN)/python benchmarks/speed.py plan --assets $(ASSETS) --home $(BENCH) && \
+		$(BIN)/python benchmarks/speed.py profiles --home $(BENCH) --generalists $(ASSETS)/generalists --profiles $(BENCH)/profiles && \
+		$(BIN)/python benchmarks/speed.py run --home $(BENCH) --generalists $(ASSETS)/generalists --profiles $(BENCH)/profiles --out $(BENCH)/out && \
+		$(BIN)/python benchmarks/speed.py time --generalists $(ASSETS)/generalists --out $(BENCH)/out && \
+		$(BIN)/python benchmarks/speed.py table $(BENCH)/out/rows.jsonl $(BENCH)/out/times.jsonl; \
+	else \
+		$(BIN)/python benchmarks/speed.py table benchmarks/results/speed-rows.jsonl benchmarks/results/speed-times.jsonl; \
+	fi
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from models.vocabulary import trim_vocabulary
 from tasks import batches
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
+from tasks.errors import RecipeError
 from tasks.sizes import Size
 
 Costs = dict[str, list[list[float]]]  # by budget's name, of each level of each branch
@@ -72,6 +74,43 @@ def limits_of(recipe: Recipe, generalist_ms: float, dense: Mapping[str, float]) 
     return {
         name: max(dense[name], limit) ** (1 - share) * limit**share for name, limit in last.items()
     }
+
+
+def require_reachable(
+    recipe: Recipe,
+    costs: Costs,
+    fixed: Mapping[str, float],
+    generalist_ms: float,
+    dense: Mapping[str, float],
+) -> None:
+    """Raise where the last step's budgets lie below what the smallest sizes cost.
+
+    Args:
+        costs: of each level of each branch. fixed: what is outside the branches, by budget's name.
+    """
+    last = recipe.at_step(recipe.shrink.rungs)
+    for name, limit in limits_of(last, generalist_ms, dense).items():
+        least = fixed[name] + sum(min(levels) for levels in costs[name])
+        if least <= limit:
+            continue
+        asked = recipe.target
+        if name == "milliseconds":
+            least /= 1 - recipe.shrink.margin
+            if asked.speedup is not None:
+                what, value = "speedup", f"{asked.speedup:g}"
+                reach = f"{math.floor(100 * generalist_ms / least) / 100:g}"
+            else:
+                what, value, reach = "latency_ms", f"{asked.latency_ms:g}", f"{least:.3g}"
+        elif name == "bytes":
+            what, value, reach = "bytes", f"{asked.bytes}", f"{math.ceil(least / _OF_BYTES)}"
+        else:
+            what, value = "nonzero_ratio", f"{asked.nonzero_ratio:g}"
+            reach = f"{math.floor(100 * dense['nonzero'] / least) / 100:g}"
+        raise RecipeError(
+            f"target.{what}: {value} cannot be reached with the kinds in shrink.kinds "
+            f"({', '.join(recipe.shrink.kinds)}); about {reach} can: ask for that, or allow more "
+            "kinds or smaller sizes (shrink.multiple)"
+        )
 
 
 def dense_costs(

@@ -55,7 +55,13 @@ def shrink(
     from models.structure import prunable_layers, segments
     from models.units import branches
     from tasks import batches
-    from tasks.budgets import costs_of, dense_costs, limits_of, vocabulary_left
+    from tasks.budgets import (
+        costs_of,
+        dense_costs,
+        limits_of,
+        require_reachable,
+        vocabulary_left,
+    )
     from tasks.recovery import recovery_settings
     from tasks.sizes import choices, timed_example
 
@@ -82,8 +88,14 @@ def shrink(
             vocabulary=vocabulary_left(recipe, data, bundle),
         ),
     }
+    gone = [branch for branch in full if branch.name not in levels]
+    nothing = {branch.name: [(0,) * len(branch.units)] for branch in gone}
+    left = costs_of(dense_bundle.model, timed, gone, nothing, table, served)
+    fixed = {
+        name: dense[name] - in_branches[name] + sum(c[0] for c in left[name]) for name in dense
+    }
+    require_reachable(recipe, costs, fixed, table.generalist_ms, dense)
     limits = limits_of(recipe, table.generalist_ms, dense)
-    fixed = {name: dense[name] - in_branches[name] for name in limits}
 
     example = tuple(part.to(at) for part in blank)
     model = bundle.model.to(at)
@@ -91,10 +103,7 @@ def shrink(
     calibration = batches.calibration(recipe, data, bundle, generic=False, at=at)
     judged = [batch for _, batch in zip(range(_BATCHES[at.type]), calibration(), strict=False)]
     bf16 = batches.bfloat16(recipe, at)
-    solver = {
-        "rel_damp": recipe.prune.rel_damp,
-        "rows_per_column": recipe.prune.rows_per_column,
-    }
+    rel_damp, rows = recipe.prune.rel_damp, recipe.prune.rows_per_column
     with tempfile.TemporaryDirectory() as folder:
         database = build_levels(
             model,
@@ -103,8 +112,9 @@ def shrink(
             now,
             levels,
             Path(folder),
+            rel_damp=rel_damp,
+            rows_per_column=rows,
             progress=progress,
-            **solver,
         )
         chosen = allocate(
             model,
@@ -124,7 +134,14 @@ def shrink(
             progress=progress,
         )
     kept, _ = remove_structure(
-        model, segments(model, example), calibration, now, chosen.sizes, progress=progress, **solver
+        model,
+        segments(model, example),
+        calibration,
+        now,
+        chosen.sizes,
+        rel_damp=rel_damp,
+        rows_per_column=rows,
+        progress=progress,
     )
     bundle.model = model.cpu()
     smaller = shrinking.shrink(bundle, {name: rows.tolist() for name, rows in kept.items()})

@@ -13,6 +13,7 @@ from compression.allocation import uniform
 from compression.errors import CompressionError
 from compression.hessian import HessianAccumulator
 from compression.ladder import LadderSettings, climb, frozen_copy
+from compression.layers import as_layer, columns_of, matrix_of
 from compression.losses import UNLABELLED, cross_entropy, square_head, temperature_kl
 from compression.prune import masks_of, prune_layers
 from compression.quantize import quantize_embeddings, quantize_weights
@@ -229,3 +230,23 @@ def test_losses_at_their_fixed_points(generator):
     expected = nn.functional.cross_entropy(logits[some], labels[some])
     assert float(cross_entropy(logits, labels)) == pytest.approx(float(expected))
     assert float(cross_entropy(logits, torch.full((6,), UNLABELLED))) == 0.0
+
+
+def test_tensorflow_same_padding_unfolds_as_its_convolution_pads(generator):
+    class Conv2dSame(nn.Conv2d):  # timm's class, by its name, with its padding
+        def forward(self, x):
+            padding = []
+            for axis in (1, 0):
+                size, k, s = x.shape[2 + axis], self.kernel_size[axis], self.stride[axis]
+                total = max((-(-size // s) - 1) * s + k - size, 0)
+                padding += [total // 2, total - total // 2]
+            return nn.functional.conv2d(
+                nn.functional.pad(x, padding), self.weight, None, self.stride
+            )
+
+    for kernel, stride, size in ((3, 2, 9), (3, 2, 8), (5, 2, 11), (1, 2, 9), (4, 3, 10)):
+        conv = Conv2dSame(4, 6, kernel, stride=stride, bias=False)
+        x = torch.randn(2, 4, size, size + 1, generator=generator)
+        columns = columns_of(as_layer("conv", conv), x)[0]
+        by_matrix = (columns @ matrix_of(conv)[0].mT).mT
+        torch.testing.assert_close(by_matrix, conv(x).transpose(0, 1).reshape(6, -1))

@@ -93,3 +93,18 @@ def test_sizes_that_a_branch_cannot_take_are_refused(text_folder):
     gone = shrink(bundle, {unit.name: [] for unit in found[1].units})
     with pytest.raises(GeneralistError, match="not one of this model's"):
         variant(gone.model, found[1], (16, 16))
+
+
+@pytest.mark.parametrize("name", ["vit", "bert", "distilbert"])
+def test_a_removed_sibling_does_not_change_a_branch_s_key(name, text_folder):
+    bundle, batch = family(name, text_folder), example(name)
+    before = branches(bundle.model, batch)
+    inputs = block_inputs(bundle.model, batch)
+    keys = {b.name: variant_key(b, b.size, tuple(inputs[b.block].shape[1:])) for b in before}
+    gone = before[0]
+    smaller = shrink(bundle, {unit.name: [] for unit in gone.units})
+    after = branches(smaller.model, batch)
+    assert len(after) == len(before) - 1
+    for branch in after:
+        shape = tuple(inputs[branch.block].shape[1:])
+        assert variant_key(branch, branch.size, shape) == keys[branch.name]

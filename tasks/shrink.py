@@ -11,8 +11,8 @@ from tasks.config import Recipe
 from tasks.progress import Callback
 from tasks.stage import stage
 
-# calibration batches that a candidate allocation is judged on at most
-_BATCHES = {"cpu": 6, "cuda": 16}
+# examples that a candidate allocation is judged on at most
+_JUDGED = {"cpu": 256, "cuda": 512}
 
 
 @stage(
@@ -101,7 +101,11 @@ def shrink(
     model = bundle.model.to(at)
     dense_model = frozen_copy(dense_bundle.model.to(at))
     calibration = batches.calibration(recipe, data, bundle, generic=False, at=at)
-    judged = [batch for _, batch in zip(range(_BATCHES[at.type]), calibration(), strict=False)]
+    judged: list[batches.Batch] = []
+    for batch in calibration():  # texts come in batches of equal length, so many small ones
+        if sum(len(part[0]) for part in judged) >= _JUDGED[at.type]:
+            break
+        judged.append(batch)
     bf16 = batches.bfloat16(recipe, at)
     rel_damp, rows = recipe.prune.rel_damp, recipe.prune.rows_per_column
     with tempfile.TemporaryDirectory() as folder:

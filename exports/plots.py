@@ -1,32 +1,67 @@
-"""Draw the trade-off: accuracy with its interval against latency and against size."""
+"""The pictures of a run: the trade-off, the classes, the calibration, and a sweep's front."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from exports.card import ORDER
+from exports.plot_calibration import calibration_figure, calibration_png
+from exports.plot_classes import per_class_figure, per_class_png
+from exports.plot_front import front_figure, front_png
+from exports.plot_style import MARKERS, Palette, headline, new_figure, plain_axes, png, themed
+from exports.plot_style import write_png as _write
 from exports.verdict import wilson
 
-# Okabe and Ito's colours: told apart by colour-blind readers and in greyscale.
-_COLOURS = {
-    "generalist": "#7f7f7f",
-    "teacher": "#0072b2",
-    "pruned": "#e69f00",
-    "specialist": "#d55e00",
-}
-_MARKERS = {"generalist": "s", "teacher": "o", "pruned": "^", "specialist": "D"}
+__all__ = [
+    "calibration_png",
+    "card_pictures",
+    "front_png",
+    "per_class_png",
+    "sweep_pictures",
+    "tradeoff_png",
+]
+
 _APART = 0.012  # of the widest cost
 
 
-def tradeoff_png(report: Mapping[str, Any], path: Path) -> None:
+def card_pictures(
+    report: Mapping[str, Any], sweep: Mapping[str, Any] | None = None
+) -> dict[str, bytes]:
+    """Draw every picture of the card that the report has the numbers for.
+
+    Returns:
+        PNG by file name, as `card_markdown` refers to them: tradeoff.png, per-class.png,
+        calibration.png, front.png; and each again as NAME-dark.png, for pages on a dark ground.
+    """
+    found = {}
+    accuracy = report.get("accuracy") or {}
+    for suffix, dark in (("", False), ("-dark", True)):
+        with themed(dark) as colours:
+            found[f"tradeoff{suffix}.png"] = png(_tradeoff_figure(report, colours))
+            if accuracy.get("per_class"):
+                found[f"per-class{suffix}.png"] = png(per_class_figure(report, colours))
+            if accuracy.get("calibration"):
+                found[f"calibration{suffix}.png"] = png(calibration_figure(report, colours))
+    if sweep and sweep.get("points"):
+        found |= sweep_pictures(sweep)
+    return found
+
+
+def sweep_pictures(sweep: Mapping[str, Any]) -> dict[str, bytes]:
+    """Draw the front for light and for dark pages: front.png, front-dark.png."""
+    found = {}
+    for suffix, dark in (("", False), ("-dark", True)):
+        with themed(dark) as colours:
+            found[f"front{suffix}.png"] = png(front_figure(sweep, colours))
+    return found
+
+
+def tradeoff_png(report: Mapping[str, Any], path: Path, *, dark: bool = False) -> None:
     """Write the picture of a report (schema 1) as PNG, in one step.
 
     Two panels share the accuracy axis: milliseconds to the left, megabytes to the right, both from
@@ -34,8 +69,13 @@ def tradeoff_png(report: Mapping[str, Any], path: Path) -> None:
     report tells it (`accuracy.max_drop`). A model without accuracy (a generalist that does not know
     the classes) is a dotted line at its cost. Models of equal cost stand a little apart.
     """
-    figure = Figure(figsize=(9.0, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display and without pyplot's global state
+    with themed(dark) as colours:
+        _write(png(_tradeoff_figure(report, colours)), Path(path))
+
+
+def _tradeoff_figure(report: Mapping[str, Any], colours: Palette) -> Figure:
+    """Draw accuracy with its interval against latency and against size."""
+    figure = new_figure(9.0, 4.6)
     left, right = figure.subplots(1, 2, sharey=True)
     n = report["task"]["test"]["n"]
     confidence = report["accuracy"]["confidence"]
@@ -48,47 +88,41 @@ def tradeoff_png(report: Mapping[str, Any], path: Path) -> None:
         widest = max(costs.values(), default=1.0)
         drawn: list[float] = []
         for name, cost in costs.items():
-            accuracy = report["models"][name].get("accuracy")
+            accuracy, colour = report["models"][name].get("accuracy"), colours.model(name)
             if accuracy is None:
-                axes.axvline(cost, color=_COLOURS[name], ls=":", label=f"{name} (other classes)")
+                axes.axvline(cost, color=colour, ls=":", label=f"{name} (other classes)")
                 continue
             near = sum(abs(cost - other) < _APART * widest for other in drawn)
             drawn.append(cost)
-            _point(axes, name, cost + _APART * widest * near, accuracy, n, confidence)
-        _accepted(axes, report)
+            low, high = wilson(round(accuracy * n), n, confidence)
+            axes.errorbar(
+                [cost + _APART * widest * near],
+                [accuracy],
+                yerr=[[max(accuracy - low, 0.0)], [max(high - accuracy, 0.0)]],
+                fmt=MARKERS[name],
+                color=colour,
+                markersize=9 if name == "specialist" else 7,
+                capsize=4,
+                label=name,
+            )
+        _accepted(axes, report, colours)
         axes.set_xlim(0, 1.15 * widest)
         axes.margins(y=0.12)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    speed = report.get("speed", {})
+        plain_axes(axes)
+    speed = report.get("speed") or {}
+    threads = speed.get("threads", 1)
     left.set_xlabel(
-        f"latency in ms (batch {speed.get('batch', 1)}, {speed.get('threads', 1)} thread)"
+        f"latency in ms (batch {speed.get('batch', 1)}, {threads} thread{'s' * (threads != 1)})"
     )
     right.set_xlabel("ONNX file in MB")
     left.set_ylabel(f"accuracy, {confidence:.0%} interval (n = {n})")
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    status = report["verdict"]["status"]
-    figure.suptitle(f"{report['task']['name']}: {status}", x=0.01, ha="left", weight="bold")
-    _write(figure, Path(path))
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    headline(figure, f"{report['task']['name']}: {report['verdict']['status']}")
+    return figure
 
 
-def _point(axes: Axes, name: str, cost: float, accuracy: float, n: int, confidence: float) -> None:
-    """Draw one model with its interval."""
-    low, high = wilson(round(accuracy * n), n, confidence)
-    axes.errorbar(
-        [cost],
-        [accuracy],
-        yerr=[[max(accuracy - low, 0.0)], [max(high - accuracy, 0.0)]],
-        fmt=_MARKERS[name],
-        color=_COLOURS[name],
-        markersize=9 if name == "specialist" else 7,
-        capsize=4,
-        label=name,
-    )
-
-
-def _accepted(axes: Axes, report: Mapping[str, Any]) -> None:
+def _accepted(axes: Axes, report: Mapping[str, Any], colours: Palette) -> None:
     """Shade the drop below the teacher that the recipe accepts."""
     allowed = report["accuracy"].get("max_drop")
     teacher = report["models"].get("teacher", {}).get("accuracy")
@@ -96,23 +130,8 @@ def _accepted(axes: Axes, report: Mapping[str, Any]) -> None:
         axes.axhspan(
             teacher - allowed,
             teacher,
-            color=_COLOURS["teacher"],
-            alpha=0.10,
+            color=colours.teacher,
+            alpha=0.12,
             lw=0,
             label=f"accepted drop ({allowed:g})",
         )
-
-
-def _write(figure: Figure, path: Path) -> None:
-    """Save to a name of its own and move it in place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".png")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        # Without the metadata the same report gives the same bytes.
-        figure.savefig(temporary, dpi=130, metadata={"Software": None})
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -148,14 +148,17 @@ class TextPreprocess:
         tokenizer.enable_truncation(length)
         return cls(tokenizer, length, int(settings.get("pad_id", 0)))
 
-    def encode(self, texts: Iterable[str]) -> list[list[int]]:
+    def encode(self, texts: Iterable[str], first_row: int = 0) -> list[list[int]]:
         """Return token ids of each text, special tokens included, at most `max_length`.
+
+        Args:
+            first_row: what an error calls the first text.
 
         Raises:
             InputError: a row is not text or is empty.
         """
         rows: list[str] = []
-        for row, text in enumerate(texts):
+        for row, text in enumerate(texts, first_row):
             if not isinstance(text, str):
                 raise InputError(f"row {row}: expected text, got {type(text).__name__}")
             if not text.strip():
@@ -247,19 +250,19 @@ def _read(raw: str | Path, label: str) -> bytes:
     """Return the bytes behind a path, a `data:` address or base64 text."""
     text = str(raw)
     if isinstance(raw, str) and text.startswith("data:"):
-        return _from_base64(text.partition(",")[2], label)
+        return from_base64(text.partition(",")[2], label)
     try:
         return Path(text).read_bytes()
     except IsADirectoryError:
         raise InputError(f"{label}: is a folder, expected an image file") from None
     except (OSError, ValueError):  # too long for a path, or not there
         if isinstance(raw, str) and len(text) >= 64:
-            return _from_base64(text, label)
+            return from_base64(text, label)
         raise InputError(f"{label}: no such file") from None
 
 
-def _from_base64(text: str, label: str) -> bytes:
-    """Decode base64 text."""
+def from_base64(text: str, label: str) -> bytes:
+    """Decode base64 text; raises `InputError` where it is none."""
     try:
         return base64.b64decode("".join(text.split()), validate=True)  # often broken into lines
     except (binascii.Error, ValueError):

@@ -31,13 +31,19 @@ def session(path: Path | bytes, threads: int = 1, provider: str = "cpu") -> ort.
         provider: 'cpu' or 'cuda'.
 
     Raises:
-        SessionError: unknown or missing provider, or a graph that does not load.
+        SessionError: unknown or missing provider, one whose libraries do not load (ONNX Runtime
+            would fall back to the CPU without a word), or a graph that does not load.
     """
     wanted = _PROVIDERS.get(provider)
     if wanted is None:
         raise SessionError(f"provider {provider!r}: expected one of {', '.join(_PROVIDERS)}")
     if wanted not in ort.get_available_providers():
-        raise SessionError(f"provider {provider!r}: this onnxruntime has no {wanted}")
+        raise SessionError(
+            f"provider {provider!r}: this onnxruntime ({ort.__version__}) has no {wanted}; install "
+            "onnxruntime-gpu in its place, or use provider 'cpu'"
+        )
+    if provider == "cuda" and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # finds CUDA and cuDNN in pip's nvidia packages
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -48,11 +54,17 @@ def session(path: Path | bytes, threads: int = 1, provider: str = "cpu") -> ort.
     chosen = [wanted] if provider == "cpu" else [wanted, _PROVIDERS["cpu"]]
     try:
         source = path if isinstance(path, bytes) else str(path)
-        return ort.InferenceSession(source, options, providers=chosen)
+        opened = ort.InferenceSession(source, options, providers=chosen)
     except Exception as problem:  # pybind raises one type per status code
         lines = str(problem).splitlines() or [type(problem).__name__]
         name = "a graph in memory" if isinstance(path, bytes) else path
         raise SessionError(f"{name}: ONNX Runtime does not load it: {lines[0]}") from None
+    if wanted not in opened.get_providers():
+        raise SessionError(
+            f"provider {provider!r}: {wanted} does not start here (driver, CUDA or cuDNN "
+            "libraries); mend them, or use provider 'cpu'"
+        )
+    return opened
 
 
 def run_logits(

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from scipy import optimize, stats
 
-METHOD = "Tango 1998 score interval, paired"
+from exports.paired import paired_bounds, quantile, tango
+
+__all__ = ["paired_interval", "smallest_passable_n", "tango", "verdict", "wilson"]
+
 Status = Literal["pass", "fail", "inconclusive"]
 
 
@@ -21,7 +23,7 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """
     if not 0 <= k <= n or n < 1:
         raise ValueError(f"wilson: {k} of {n} is not a proportion")
-    z = _quantile(confidence)
+    z = quantile(confidence)
     p, z2 = k / n, z * z
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
@@ -35,6 +37,9 @@ def paired_interval(
     confidence: float = 0.95,
 ) -> tuple[float, float, float, str]:
     """Return the drop in accuracy on the same examples with its interval.
+
+    The interval is exact (mid-p) where few examples tell the models apart and Tango's score
+    interval otherwise; benchmarks/verdict.md has the coverage of both.
 
     Args:
         teacher_correct, specialist_correct: whether each answered right, (N,) each.
@@ -52,67 +57,25 @@ def paired_interval(
         raise ValueError(f"paired_interval: shapes {teacher.shape} and {specialist.shape}")
     lost = int((teacher & ~specialist).sum())
     gained = int((~teacher & specialist).sum())
-    low, high = tango(lost, gained, teacher.size, confidence)
-    return (lost - gained) / teacher.size, low, high, METHOD
-
-
-def tango(b: int, c: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return Tango's score interval for a difference of paired proportions, (b - c) / n.
-
-    Inverts the score test (Tango, Statistics in Medicine 17, 1998, eq. 8): the bounds are the
-    differences d at which
-
-        T(d) = (b - c - n d) / sqrt(n (2 q(d) + d (1 - d))) = +-z,
-
-    with q(d) the maximum-likelihood estimate of the second discordant probability under d.
-
-    Args:
-        b, c: discordant pairs: right then wrong, and wrong then right.
-        n: all pairs.
-        confidence: of the two-sided interval.
-
-    Raises:
-        ValueError: counts that cannot be.
-    """
-    if min(b, c) < 0 or b + c > n or n < 1:
-        raise ValueError(f"tango: {b} and {c} discordant of {n} pairs")
-    z = _quantile(confidence)
-    d = (b - c) / n
-    low, high = -1.0, 1.0
-    if _score(b, c, n, low) > z:
-        low = float(optimize.brentq(lambda x: _score(b, c, n, x) - z, low, d, xtol=1e-12))
-    if _score(b, c, n, high) < -z:
-        high = float(optimize.brentq(lambda x: _score(b, c, n, x) + z, d, high, xtol=1e-12))
-    return low, high
-
-
-def _score(b: int, c: int, n: int, d: float) -> float:
-    """Return the score statistic for difference d; decreasing in d, 0 at (b - c) / n."""
-    gap = b - c - n * d
-    if abs(gap) < 1e-12:
-        return 0.0
-    # q solves 2n q^2 + B q + C = 0, the restricted likelihood's equation
-    big_b = -b - c + (2 * n - b + c) * d
-    big_c = -c * d * (1 - d)
-    q = (math.sqrt(max(big_b * big_b - 8 * n * big_c, 0.0)) - big_b) / (4 * n)
-    variance = n * (2 * q + d * (1 - d))
-    return gap / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, gap)
+    low, high, method = paired_bounds(lost, gained, teacher.size, confidence)
+    return (lost - gained) / teacher.size, low, high, method
 
 
 def smallest_passable_n(max_drop: float, confidence: float = 0.95, most: int = 10_000_000) -> int:
     """Return the smallest test set on which even a flawless specialist can pass.
 
-    With no discordant pair at all the upper bound is z^2 / (n + z^2), so a pass needs
-    n >= z^2 (1 - max_drop) / max_drop; smaller sets are inconclusive whatever the model does.
+    With no discordant pair at all the upper bound is 1 - (1 - confidence)^(1/n), so a pass needs
+    n >= log(1 - confidence) / log(1 - max_drop), about 3 / max_drop at 95 %; smaller sets are
+    inconclusive whatever the model does.
 
     Raises:
         ValueError: `max_drop` is not in (0, 1), or no set of `most` examples would do.
     """
     if not 0 < max_drop < 1:
         raise ValueError(f"max_drop: {max_drop} is not in (0, 1)")
-    z2 = _quantile(confidence) ** 2
-    n = max(1, math.ceil(z2 * (1 - max_drop) / max_drop - 1e-9))
-    while tango(0, 0, n, confidence)[1] > max_drop:  # rounding at the boundary
+    quantile(confidence)  # checks it
+    n = max(1, math.ceil(math.log1p(-confidence) / math.log1p(-max_drop) - 1e-9))
+    while paired_bounds(0, 0, n, confidence)[1] > max_drop:  # rounding at the boundary
         n += 1
     if n > most:
         raise ValueError(f"max_drop: {max_drop} would need {n} test examples")
@@ -120,7 +83,11 @@ def smallest_passable_n(max_drop: float, confidence: float = 0.95, most: int = 1
 
 
 def verdict(
-    drop_ci: tuple[float, float], max_drop: float, budgets: Iterable[Mapping[str, Any]] = ()
+    drop_ci: tuple[float, float],
+    max_drop: float,
+    budgets: Iterable[Mapping[str, Any]] = (),
+    *,
+    needed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Decide: pass, fail or inconclusive, with the reasons.
 
@@ -129,10 +96,13 @@ def verdict(
         max_drop: the drop that is still accepted.
         budgets: each {"name", "asked", "measured", "at_least": bool}: a budget of the recipe's
             target and what was measured (None: not measured, which is inconclusive).
+        needed: what `exports.power.examples_to_settle` says of this drop.
 
     Returns:
-        {"status", "reasons"}: pass when the upper bound is at most `max_drop` and every budget
-        holds; fail when the lower bound is above it or a budget is missed; else inconclusive.
+        {"status", "reasons", "needed"}: pass when the upper bound is at most `max_drop` and every
+        budget holds; fail when the lower bound is above it or a budget is missed; else
+        inconclusive. `needed` is given back where more test examples are what is missing, else
+        None.
     """
     low, high = drop_ci
     interval = f"accuracy drop is between {low:+.4f} and {high:+.4f}"
@@ -155,11 +125,9 @@ def verdict(
         text = f"{budget['name']} is {measured:,.4g}, asked {sign} {asked:,.4g}"
         (reasons if held else fails).append(text)
     status: Status = "fail" if fails else "inconclusive" if doubts else "pass"
-    return {"status": status, "reasons": [*fails, *doubts, *reasons]}
-
-
-def _quantile(confidence: float) -> float:
-    """Return z of a two-sided interval."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: {confidence} is not in (0, 1)")
-    return float(stats.norm.ppf(0.5 + confidence / 2))
+    open_on_accuracy = status == "inconclusive" and low <= max_drop < high
+    return {
+        "status": status,
+        "reasons": [*fails, *doubts, *reasons],
+        "needed": dict(needed) if needed is not None and open_on_accuracy else None,
+    }

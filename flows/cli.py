@@ -30,7 +30,9 @@ app = typer.Typer(
 
 @app.command()
 def specialize(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, such as recipes/intents.yaml.")],
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A YAML recipe, such as recipes/intents.yaml.")
+    ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="A.B=VALUE", help="Change a recipe's field; repeatable."),
@@ -38,22 +40,32 @@ def specialize(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the result; left out, runs/NAME.")
     ] = None,
+    from_sweep: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Instead of a recipe: what the sweep in DIR picked."),
+    ] = None,
+    point: Annotated[
+        str | None, typer.Option(help="With --from-sweep: another of its points, such as 2x-int8.")
+    ] = None,
 ) -> None:
     """Run a recipe. Exit code: 0 pass, 3 fail, 4 inconclusive, 2 bad input, 1 anything else."""
     with _one_line_errors():
-        from tasks.home import home, require_writable
-        from tasks.recipes import load_recipe
+        from tasks.from_sweep import recipe_from_sweep
+        from tasks.recipes import changed, load_recipe
 
-        plan = load_recipe(recipe, changes or [])
+        if (recipe is None) == (from_sweep is None):
+            raise RecipeError(
+                "RECIPE: give a recipe, such as recipes/intents.yaml, or --from-sweep DIR, not both"
+            )
+        if point is not None and from_sweep is None:
+            raise RecipeError(f"--point: {point} is a point of a sweep; name it with --from-sweep")
+        if recipe is not None:
+            plan = load_recipe(recipe, changes or [])
+        else:
+            assert from_sweep is not None
+            plan = changed(recipe_from_sweep(from_sweep, point), changes or [])
         out = out or Path("runs") / plan.name
-        require_writable(out, "--out")
-        require_writable(home(), "WINNOW_HOME")
-        signal.signal(signal.SIGTERM, _terminate)
-        _quiet()
-        # Prefect and MLflow take seconds to import: only once the recipe is good
-        from tasks.embedded import begin_server
-
-        begin_server()
+        _begin(out)
         from flows.specialize import specialize as run
         from tasks.summary import next_steps, print_summary
 
@@ -61,6 +73,38 @@ def specialize(
         print_summary(report)
         next_steps(report, out)
     raise typer.Exit(EXIT_CODES[report["verdict"]["status"]])
+
+
+@app.command()
+def sweep(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; its `sweep` names the points.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=VALUE", help="Change a recipe's field; repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the result; left out, runs/NAME-sweep.")
+    ] = None,
+) -> None:
+    """Make specialists at several speeds and formats; pick the smallest that passes.
+
+    Exit code 0 where one passes, 3 where none does. `winnow specialize --from-sweep DIR` goes on
+    with the pick.
+    """
+    with _one_line_errors():
+        from tasks.points import require_points
+        from tasks.recipes import load_recipe
+
+        plan = load_recipe(recipe, changes or [])
+        require_points(plan)
+        out = out or Path("runs") / f"{plan.name}-sweep"
+        _begin(out)
+        from flows.sweep import sweep as run
+        from tasks.summary import print_sweep
+
+        found = run(plan, out)
+        print_sweep(found, out)
+    raise typer.Exit(PASS if found["picked"] else EXIT_CODES["fail"])
 
 
 @app.command()
@@ -77,19 +121,12 @@ def profile(
     On the machine that trains, `--set shrink.profile=FILE` plans with it.
     """
     with _one_line_errors():
-        from tasks.home import home, require_writable
         from tasks.recipes import load_recipe
 
         plan = load_recipe(recipe, changes or [])
         if out.is_dir():
             raise RecipeError(f"--out: {out} is a folder; name a file, such as {out}/server.json")
-        require_writable(out.parent, "--out")
-        require_writable(home(), "WINNOW_HOME")
-        signal.signal(signal.SIGTERM, _terminate)
-        _quiet()
-        from tasks.embedded import begin_server
-
-        begin_server()
+        _begin(out.parent)
         from flows.profile import profile_recipe
 
         facts = profile_recipe(plan, out)
@@ -103,15 +140,77 @@ def predict(
     model: Annotated[
         str, typer.Argument(help="A run's folder, or a registered model: models:/NAME@champion.")
     ],
-    inputs: Annotated[list[str], typer.Argument(help="Texts, or paths of images.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Texts, images, folders of images, or tables (.csv, .tsv, .jsonl, .parquet)."
+        ),
+    ],
+    column: Annotated[
+        str | None, typer.Option(help="A table's column of inputs; left out, inferred.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write, .csv or .jsonl; left out, the terminal.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Inputs that run together.")] = 32,
+    provider: Annotated[str, typer.Option(help="What runs the model: cpu or cuda.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
 ) -> None:
-    """Label texts or images with a specialist; one line each: label, probability, input."""
+    """Label texts or images with a specialist; one line each: label, probability, input.
+
+    With --out, every row of the input with its label and probability appended, in the same order.
+    """
     with _one_line_errors():
         _quiet()
-        from tasks.predict import predict as answer
+        from tasks.predict import Batch, predict_all
 
-        for row, source in zip(answer(model, inputs), inputs, strict=True):
-            typer.echo(f"{row['label']}\t{row['probability']:.4f}\t{source}")
+        def tell(answer: dict[str, Any], source: str) -> None:
+            typer.echo(f"{answer['label']}\t{answer['probability']:.4f}\t{source}")
+
+        how = Batch(column, out, batch_size, provider, threads)
+        done = predict_all(model, inputs, how, tell)
+        if out is not None:
+            typer.echo(f"{out}: {done:,} rows")
+
+
+@app.command()
+def promote(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="NAME[/VERSION]", help="A registered model; its newest version."),
+    ],
+    force: Annotated[
+        bool, typer.Option("--force", help="Without verdict and comparison; it must still load.")
+    ] = False,
+) -> None:
+    """Make a version the champion where it beats the one that is. Exit code 3 where it does not."""
+    with _one_line_errors():
+        _quiet()
+        from tasks.promotion import promote as decide
+
+        outcome = decide(model, force=force)
+        _tell_champion(model, outcome)
+    taken = outcome["action"] in ("first", "promoted", "same")
+    raise typer.Exit(PASS if taken else EXIT_CODES["fail"])
+
+
+@app.command()
+def rollback(
+    model: Annotated[str, typer.Argument(metavar="NAME", help="A registered model.")],
+) -> None:
+    """Make the champion before this one the champion again."""
+    with _one_line_errors():
+        _quiet()
+        from tasks.promotion import roll_back
+
+        _tell_champion(model, roll_back(model))
+
+
+def _tell_champion(model: str, outcome: dict[str, Any]) -> None:
+    name = model.removeprefix("models:/").partition("/")[0]
+    version = outcome["version"]
+    told = f"{name}/{version} is the champion" if version else f"{name} has no champion"
+    typer.echo(f"{outcome['action']}: {told} ({'; '.join(outcome['reasons'])})")
 
 
 @app.command()
@@ -144,6 +243,20 @@ def ui() -> None:
 
         signal.signal(signal.SIGTERM, _terminate)
         serve_pages()
+
+
+def _begin(out: Path) -> None:
+    """What a command that computes does once its recipe is good; Prefect is imported after it."""
+    from tasks.home import home, require_writable
+
+    require_writable(out, "--out")
+    require_writable(home(), "WINNOW_HOME")
+    signal.signal(signal.SIGTERM, _terminate)
+    _quiet()
+    # Prefect and MLflow take seconds to import: only once the recipe is good
+    from tasks.embedded import begin_server
+
+    begin_server()
 
 
 def _quiet() -> None:

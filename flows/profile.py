@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.specialize import export_dense
+from flows.chain import export_dense
 from tasks.config import Recipe
 from tasks.embedded import embedded_prefect
 from tasks.home import home, require_writable

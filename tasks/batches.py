@@ -154,25 +154,31 @@ class Mixture:
 
 
 def mixture(examples: Samples, *, seed: int, most: int = 256) -> Mixture:
-    """Set a fifth of the pool aside for early stopping (at most `most`), else an eighth of the
-    shots a class; with fewer than eight shots nothing is set aside.
+    """What recovery draws from, less what `held_apart` sets aside."""
+    assert examples.labels is not None
+    return Mixture(examples, *held_apart(examples.labels, seed=seed, most=most))
+
+
+def held_apart(labels: Tensor, *, seed: int, most: int = 256) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of the labelled examples, of the pool, and of what is set aside from both.
+
+    A fifth of the pool is set aside for early stopping (at most `most`), else an eighth of the
+    shots a class; with fewer than eight shots nothing is.
     """
-    labels = examples.labels
-    assert labels is not None
     generator = torch.Generator().manual_seed(seed)
     labelled = torch.nonzero(labels != UNLABELLED).flatten()
     pool = torch.nonzero(labels == UNLABELLED).flatten()
     if len(pool) >= 10:
         pool = pool[torch.randperm(len(pool), generator=generator)]
         cut = min(most, len(pool) // 5)
-        return Mixture(examples, labelled, pool[cut:], pool[:cut])
+        return labelled, pool[cut:], pool[:cut]
     held: list[Tensor] = []
     for label in labels[labelled].unique():
         rows = labelled[labels[labelled] == label]
         rows = rows[torch.randperm(len(rows), generator=generator)]
         held.append(rows[: len(rows) // 8])
     aside = torch.cat(held)
-    return Mixture(examples, labelled[~torch.isin(labelled, aside)], pool, aside)
+    return labelled[~torch.isin(labelled, aside)], pool, aside
 
 
 def calibration(

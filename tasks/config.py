@@ -12,7 +12,18 @@ from pydantic import Field, field_validator, model_validator
 
 from compression.schedule import halving_rungs
 from tasks.methods import Distill, Prune, Quantize, Shrink, Teacher
-from tasks.sections import Augment, Generalist, Section, Target, Task, Track, Verify
+from tasks.sections import (
+    Augment,
+    Generalist,
+    Leaks,
+    Limits,
+    Section,
+    Sweep,
+    Target,
+    Task,
+    Track,
+    Verify,
+)
 
 __all__ = ["Recipe", "Task"]
 
@@ -29,6 +40,10 @@ class Recipe(Section):
     )
     generalist: Generalist = Field(description="The big pretrained model to start from.")
     task: Task = Field(description="The task's classes and its data.")
+    leaks: Leaks = Field(
+        default=Leaks.model_validate({}),
+        description="What happens when support and test set share examples.",
+    )
     target: Target = Field(
         default=Target.model_validate({}), description="Budgets that must hold for a pass."
     )
@@ -57,7 +72,14 @@ class Recipe(Section):
         default=Verify.model_validate({}),
         description="What counts as a pass, and how it is measured.",
     )
+    limits: Limits = Field(
+        default=Limits.model_validate({}),
+        description="What the card tells of inputs that the specialist was not made for.",
+    )
     track: Track = Field(default=Track.model_validate({}), description="Where the run is recorded.")
+    sweep: Sweep = Field(
+        default=Sweep.model_validate({}), description="The points of `winnow sweep`."
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Arithmetic of training; auto: bfloat16 where the processor has it.",
@@ -108,7 +130,8 @@ class Recipe(Section):
     @property
     def shrinks(self) -> bool:
         """Whether heads, neurons, channels or blocks are taken away to meet the budgets."""
-        return self.target.shapes and bool(set(self.shrink.kinds) - {"vocabulary"})
+        asked = self.target.shapes or self.shrink.path is not None
+        return asked and bool(set(self.shrink.kinds) - {"vocabulary"})
 
     @property
     def trims(self) -> bool:
@@ -152,10 +175,39 @@ class Recipe(Section):
         distill = self.distill.model_copy(update={"rungs": None})
         return self.model_copy(update={"prune": prune, "distill": distill})
 
+    @property
+    def steps(self) -> int:
+        """How many rungs of shrinking there are."""
+        return self.shrink.rungs if self.shrink.path is None else len(self.shrink.path)
+
     def at_step(self, step: int) -> Recipe:
-        """The recipe of one rung of shrinking, counted from 1 to `shrink.rungs`."""
-        shrink = self.shrink.model_copy(update={"step": step})
-        return self.model_copy(update={"shrink": shrink})
+        """The recipe of one rung of shrinking, counted from 1 to `steps`.
+
+        On a path, a rung knows nothing of those after it: a longer path shares its beginning.
+        """
+        if self.shrink.path is None:
+            return self.model_copy(update={"shrink": self.shrink.model_copy(update={"step": step})})
+        target = Target.model_validate({"speedup": self.shrink.path[step - 1]})
+        shrink = self.shrink.model_copy(update={"path": None, "rungs": 1, "step": 1})
+        return self.model_copy(update={"target": target, "shrink": shrink})
+
+    def planned(self) -> Recipe:
+        """The recipe that sizes are chosen by: the format whose latencies decide."""
+        shrink = self.shrink.model_copy(update={"plan_format": None})
+        form = self.shrink.plan_format or self.quantize.format
+        quantize = self.quantize.model_copy(update={"format": form})
+        return self.model_copy(update={"shrink": shrink, "quantize": quantize})
+
+    @property
+    def further_seeds(self) -> range:
+        """Seeds of the draws beyond the first."""
+        return range(self.task.seed + 1, self.task.seed + self.task.seeds)
+
+    def with_seed(self, seed: int) -> Recipe:
+        """The same with another draw of the shots, of which only the verdict is wanted."""
+        task = self.task.model_copy(update={"seed": seed, "seeds": 1})
+        limits = self.limits.model_copy(update={"samples": 0})
+        return self.model_copy(update={"task": task, "limits": limits})
 
     def unreported(self) -> Recipe:
         """The same without the study of calibration samples: one model a run is enough for it."""

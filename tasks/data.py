@@ -1,4 +1,4 @@
-"""The splits of a task: classes, stratified seeded shots, pools, exact duplicates."""
+"""The splits of a task: classes, stratified seeded shots, pools."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def choose_classes(task: Task, train: Source, test: Source) -> tuple[str, ...]:
     return classes
 
 
-def draw_shots(task: Task, train: Source, classes: Sequence[str]) -> Split:
-    """`task.shots` distinct examples of each class, drawn with `task.seed`."""
+def draw_shots(task: Task, train: Source, classes: Sequence[str]) -> tuple[Split, list[int]]:
+    """`task.shots` distinct examples of each class, drawn with `task.seed`, and their rows."""
     labels = np.array(train.labels)
-    inputs: list[bytes | str] = []
+    rows: list[int] = []
     digests: list[str] = []
     for name in classes:
         # a stream a class: adding a class leaves the other classes' shots as they are
@@ -75,33 +75,21 @@ def draw_shots(task: Task, train: Source, classes: Sequence[str]) -> Split:
                 f"task.shots: {task.shots} asked, but class {name!r} has {len(drawn)} distinct "
                 f"examples in {train.name}; lower task.shots or add examples"
             )
-        inputs += [train.raw(row) for row in drawn.values()]
+        rows += drawn.values()
         digests += drawn
     every = [index for index in range(len(classes)) for _ in range(task.shots)]
-    return Split(tuple(inputs), tuple(every), tuple(digests))
+    return Split(tuple(train.raw(row) for row in rows), tuple(every), tuple(digests)), rows
 
 
-def labelled_split(source: Source, classes: Sequence[str], progress: Callback) -> Split:
-    """Every row of the task's classes, in the source's order."""
+def labelled_split(
+    source: Source, classes: Sequence[str], progress: Callback
+) -> tuple[Split, list[int]]:
+    """Every row of the task's classes, in the source's order, and their numbers there."""
     index = {name: at for at, name in enumerate(classes)}
     rows = [row for row, name in enumerate(source.labels or ()) if name in index]
     labels = tuple(index[source.labels[row]] for row in rows) if source.labels else ()
     digests = tuple(_digests(source, rows, progress))
-    return Split(tuple(source.raw(row) for row in rows), labels, digests)
-
-
-def check_leaks(task: Task, support: Split, test: Split) -> int:
-    """Support examples that are in the test set; raises unless the recipe allows them."""
-    shown = set(test.digests)
-    leaks = [at for at, digest in enumerate(support.digests) if digest in shown]
-    if leaks and not task.allow_leaks:
-        example = support.inputs[leaks[0]]
-        what = repr(example[:60]) if isinstance(example, str) else "an image"
-        raise DataError(
-            f"task.test: {len(leaks)} of the support set's {len(support)} examples are also in "
-            f"{task.test} (such as {what}); remove them or set task.allow_leaks: true"
-        )
-    return len(leaks)
+    return Split(tuple(source.raw(row) for row in rows), labels, digests), rows
 
 
 def unlabelled_pool(

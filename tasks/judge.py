@@ -5,26 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from compression.interplay import interplay
 from exports.latency import Timings
-from exports.parity import break_of, hop
+from exports.parity import first_broken
 from exports.runtime import host_profile
+from exports.statistics import calibration_error, examples_to_settle, mcnemar, per_class_drops
 from exports.verdict import paired_interval, smallest_passable_n, verdict, wilson
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
-from tasks.layout import LEVELS
+from tasks.layout import LEVELS, QUANTIZED
 from tasks.ledger import ledger, predicted_ms
 
 _COMPARED = ("generalist", "teacher", "pruned", "specialist")
-_HOPS = {
-    "torch->onnx": ("torch", "teacher"),
-    "onnx->pruned": ("teacher", "pruned"),
-    "pruned->int8": ("pruned", "specialist"),
+_CORNERS = {
+    "dense": "teacher",
+    "sparse": "pruned",
+    "quantized": "teacher-int8",
+    "both": "specialist",
 }
 
 
@@ -34,35 +38,42 @@ class Measured:
 
     Attributes:
         labels: true classes (N,).
-        reference: the teacher's logits in torch, (N, K).
         logits: (N, K); the generalist's empty where it does not know the classes.
         timings: of all graphs, interleaved.
         counts: parameters, nonzeros and bytes in each file.
     """
 
     labels: np.ndarray
-    reference: np.ndarray
     logits: Mapping[str, np.ndarray]
     timings: Timings
     counts: Mapping[str, Mapping[str, int]]
+
+    @cached_property
+    def right(self) -> dict[str, np.ndarray]:
+        """Which examples each graph got right, bool (N,), by graph."""
+        known = {name: x for name, x in self.logits.items() if len(x)}
+        return {name: x.argmax(1) == self.labels for name, x in known.items()}
 
 
 def judge(
     recipe: Recipe,
     data: Artifact,
+    generalist: Artifact,
     measured: Measured,
+    parity: list[dict[str, Any]],
     steps: Mapping[str, Artifact],
-    quantized: Path,
+    served: Path,
 ) -> dict[str, Any]:
     """Put everything measured into a report and decide.
 
     Args:
-        steps: what was made on the way, by stage: 'profile', 'shrink' and 'trim' where there were.
-        quantized: the JSON file that tells how the specialist was quantized, where it was.
+        parity: the chain of conversions, hop by hop (`tasks.parity`).
+        steps: what was made on the way, by stage: 'leaks', and 'profile', 'shrink' and 'trim'
+            where there were.
+        served: the specialist's export.
     """
-    asked, facts, labels = recipe.verify, data.metrics, measured.labels
-    logits, timings, counts = measured.logits, measured.timings, measured.counts
-    right = {name: x.argmax(1) == labels for name, x in logits.items() if len(x)}
+    asked, facts, right = recipe.verify, data.metrics, measured.right
+    timings, counts = measured.timings, measured.counts
     profile = steps["profile"].json_file(LEVELS) if "profile" in steps else None
     structure = steps["shrink"].metrics["structure"] if "shrink" in steps else []
     models = {
@@ -73,50 +84,21 @@ def judge(
         }
         for name in _COMPARED
     }
-    drop, low, high, method = paired_interval(
-        right["teacher"], right["specialist"], asked.confidence
-    )
+    models["generalist"]["licence"] = generalist.metrics["licence"]
     first, last = counts["generalist"], counts["specialist"]
     ratio, *ratio_ci = timings.ratio("generalist", "specialist", asked.confidence)
-    sparsity = {
-        "nonzero_ratio": first["prunable_nonzero"] / max(1, last["prunable_nonzero"]),
-        "nonzero_ratio_all": first["nonzero"] / max(1, last["nonzero"]),
-        "bytes_ratio": first["bytes"] / last["bytes"],
-        "ledger": ledger(
-            recipe,
-            timings,
-            counts,
-            structure=structure,
-            profile=profile,
-            vocabulary=_rows(steps.get("trim")),
-        ),
-    }
-    corners = {
-        "dense": "teacher",
-        "sparse": "pruned",
-        "quantized": "teacher-int8",
-        "both": "specialist",
-    }
-    joint = interplay(**{key: float(right[name].mean()) for key, name in corners.items()})
-    before = {**logits, "torch": measured.reference}
-    parity = [hop(name, before[a], logits[b], labels) for name, (a, b) in _HOPS.items()]
+    leaked = steps["leaks"].json_file("leaks.json")
     report = {
         "schema": 1,
         "task": {
             "name": recipe.name,
             "shots": recipe.task.shots,
             "seed": recipe.task.seed,
-            **{key: facts[key] for key in ("modality", "classes", "support", "test", "leaks")},
+            **{key: facts[key] for key in ("modality", "classes", "support", "test")},
+            "leaks": leaked["exact"] + leaked["near"],
         },
         "models": models,
-        "accuracy": {
-            "drop": drop,
-            "drop_ci": [low, high],
-            "max_drop": asked.max_drop,
-            "confidence": asked.confidence,
-            "method": method,
-            "n": len(labels),
-        },
+        "accuracy": accuracy_facts(recipe, data, measured),
         "speed": {
             "runtime": "cpu",
             "batch": asked.batch,
@@ -124,19 +106,65 @@ def judge(
             "ratio": ratio,
             "ratio_ci": ratio_ci,
             "repeats": asked.repeats,
-            **_foreseen(profile, structure),
+            **_foreseen(recipe, profile, structure),
         },
-        "sparsity": sparsity,
-        "interplay": asdict(joint),
+        "sparsity": {
+            "nonzero_ratio": first["prunable_nonzero"] / max(1, last["prunable_nonzero"]),
+            "nonzero_ratio_all": first["nonzero"] / max(1, last["nonzero"]),
+            "bytes_ratio": first["bytes"] / last["bytes"],
+            "ledger": ledger(
+                recipe,
+                timings,
+                counts,
+                structure=structure,
+                profile=profile,
+                vocabulary=_rows(steps.get("trim")),
+            ),
+        },
+        "interplay": asdict(
+            interplay(**{key: float(right[name].mean()) for key, name in _CORNERS.items()})
+        ),
         "parity": parity,
+        "leaks": leaked,
         "host": host_profile(),
     }
     if structure:
         report["structure"] = structure
+    quantized = served / QUANTIZED
     if quantized.is_file():
         report["quantize"] = json.loads(quantized.read_text(encoding="utf-8"))
     report["verdict"] = _verdict(recipe, report)
     return report
+
+
+def accuracy_facts(recipe: Recipe, data: Artifact, measured: Measured) -> dict[str, Any]:
+    """The drop from teacher to specialist with all that is known of it, the report's `accuracy`."""
+    confidence, labels = recipe.verify.confidence, measured.labels
+    teacher, specialist = measured.right["teacher"], measured.right["specialist"]
+    drop, low, high, method = paired_interval(teacher, specialist, confidence)
+    lost, gained = int((teacher & ~specialist).sum()), int((~teacher & specialist).sum())
+    rows, by = per_class_drops(labels, teacher, specialist, data.metrics["classes"], confidence)
+    found = {
+        name: calibration_error(
+            softmax(measured.logits[name].astype(np.float64), axis=1),
+            labels,
+            confidence,
+            seed=recipe.task.seed,
+        )
+        for name in ("teacher", "specialist")
+    }
+    return {
+        "drop": drop,
+        "drop_ci": [low, high],
+        "max_drop": recipe.verify.max_drop,
+        "confidence": confidence,
+        "method": method,
+        "n": len(labels),
+        "mcnemar": {"lost": lost, "gained": gained, "p": mcnemar(lost, gained)},
+        "per_class": rows,
+        "per_class_method": by,
+        "calibration": found,
+    }
 
 
 def _accuracy(right: np.ndarray | None, confidence: float) -> dict[str, Any]:
@@ -151,13 +179,18 @@ def _rows(trimmed: Artifact | None) -> dict[str, int] | None:
 
 
 def _foreseen(
-    profile: Mapping[str, Any] | None, structure: Sequence[Mapping[str, Any]]
+    recipe: Recipe,
+    profile: Mapping[str, Any] | None,
+    structure: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """What the latency table said of the specialist, and where that table is from."""
     if profile is None:
         return {}
     source = {key: profile[key] for key in ("source", "cpu", "same_host", "tokens")}
-    return {"predicted_ms": predicted_ms(structure, profile), "profile": source}
+    found = predicted_ms(structure, profile)
+    if recipe.quantize.format != "int8":  # planned for another format than is served
+        found.pop("int8", None)
+    return {"predicted_ms": found, "profile": source}
 
 
 def _budgets(recipe: Recipe, report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -177,15 +210,18 @@ def _budgets(recipe: Recipe, report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _verdict(recipe: Recipe, report: Mapping[str, Any]) -> dict[str, Any]:
     asked, accuracy = recipe.verify, report["accuracy"]
-    found = verdict(accuracy["drop_ci"], asked.max_drop, _budgets(recipe, report))
-    needed = smallest_passable_n(asked.max_drop, asked.confidence)
-    if accuracy["n"] < needed:
-        found["reasons"].append(asked.too_small(accuracy["n"], needed))
-    bounds = {
-        "torch->onnx": {"max_abs": asked.parity_max_abs},
-        "pruned->int8": {"agreement": asked.parity_agreement},
-    }
-    broken = break_of(report["parity"], bounds)
+    needed = examples_to_settle(
+        accuracy["mcnemar"]["lost"],
+        accuracy["mcnemar"]["gained"],
+        accuracy["n"],
+        asked.max_drop,
+        asked.confidence,
+    )
+    found = verdict(accuracy["drop_ci"], asked.max_drop, _budgets(recipe, report), needed=needed)
+    least = smallest_passable_n(asked.max_drop, asked.confidence)
+    if accuracy["n"] < least:
+        found["reasons"].append(asked.too_small(accuracy["n"], least))
+    broken = first_broken(report["parity"])
     if broken is not None:
-        found = {"status": "fail", "reasons": [broken, *found["reasons"]]}
+        found = {**found, "status": "fail", "reasons": [broken, *found["reasons"]]}
     return found

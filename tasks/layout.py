@@ -14,6 +14,8 @@ GRAPH, GRIDS = "model.onnx", "grids.safetensors"
 TABLE, LEVELS = "table.json", "levels.json"
 # of a quantized export: how its integers are laid out, and what was left float
 QUANTIZED = "quantize.json"
+# of the verify stage: which test examples the teacher and the specialist got right
+ANSWERS = "answers.npz"
 DENSE = ("generalist", "teacher", "teacher-int8")
 SERVED = ("specialist.onnx", "preprocess.json", "tokenizer.json")
 

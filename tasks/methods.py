@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from tasks.sections import Section
+from tasks.sections import Section, rising_speeds
 
 Kind = Literal["heads", "neurons", "channels", "blocks", "vocabulary"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -89,8 +89,19 @@ class Shrink(Section):
     rungs: int = Field(
         2, ge=1, le=20, description="Steps on the way to the budget, each with its recovery."
     )
+    path: list[float] | None = Field(
+        None,
+        min_length=1,
+        max_length=50,
+        description="Speeds over the generalist to pass one after the other, rising, instead of "
+        "equal steps to the budgets; the last one is where it ends.",
+    )
     steps: int | None = Field(
         None, ge=0, description="Distillation steps a rung; left out: three times distill.steps."
+    )
+    plan_format: Literal["int8", "int4", "none"] | None = Field(
+        None,
+        description="Format whose latencies decide about the sizes; left out: quantize.format.",
     )
     search: Literal["evolutionary", "dynamic"] = Field(
         "evolutionary",
@@ -121,6 +132,11 @@ class Shrink(Section):
     step: SkipJsonSchema[int | None] = Field(
         None, ge=1, description="Which rung of shrink.rungs a stage climbs; the flow sets it."
     )
+
+    @field_validator("path")
+    @classmethod
+    def _path_rises(cls, value: list[float] | None) -> list[float] | None:
+        return None if value is None else rising_speeds(value)
 
     @field_validator("kinds")
     @classmethod

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,29 @@ def profile(
         "dense_ms": {fmt: table.predict(found.dense_keys, fmt) for fmt in table.base_ms},
     }
     (into / TABLE).write_text(json.dumps(table.to_dict(), indent=1, sort_keys=True))
-    levels = {**facts, "branches": found.described(table.branch_ms)}
+    described = found.described(table.branch_ms)
+    facts["least_ms"] = {
+        fmt: base + sum(min(level["ms"][fmt] for level in b["levels"]) for b in described)
+        for fmt, base in table.base_ms.items()
+    }
+    levels = {**facts, "branches": described}
     (into / LEVELS).write_text(json.dumps(levels, indent=1))
     return facts
+
+
+def reachable(recipe: Recipe, profiled: Artifact, speedups: Sequence[float]) -> list[float]:
+    """Those of `speedups` that the smallest sizes reach; raises where none does."""
+    facts = profiled.metrics
+    served = "int8" if recipe.quantize.format == "int8" else "float32"
+    most = facts["generalist_ms"] * (1 - recipe.shrink.margin) / facts["least_ms"][served]
+    found = [speed for speed in speedups if speed <= most]
+    if speedups and not found:
+        raise RecipeError(
+            f"sweep.speedups: {speedups[0]:g} cannot be reached: the smallest sizes that "
+            f"shrink.kinds allows are {math.floor(100 * most) / 100:g} times as fast as the "
+            "generalist; ask for less"
+        )
+    return found
 
 
 def write_profile(profiled: Artifact, out: Path) -> None:

@@ -53,6 +53,14 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     return _resolve(parse_recipe(raw, str(file)), file.parent)
 
 
+def changed(recipe: Recipe, changes: Sequence[str]) -> Recipe:
+    """The recipe with `--set a.b=value` changes; raises `RecipeError` (one line)."""
+    raw = recipe.model_dump(mode="json")
+    for change in changes:
+        _apply(raw, change)
+    return parse_recipe(raw, "--set")
+
+
 def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
     """Validate plain values; the first fault becomes a one-line `RecipeError`."""
     try:
@@ -141,10 +149,13 @@ def _resolve(recipe: Recipe, folder: Path) -> Recipe:
     source = f"{prefix}:{rest}" if prefix else rest
     profile = recipe.shrink.profile
     shrink = {"profile": found(profile)} if profile else {}
+    outside = recipe.limits.outside
+    limits = {"outside": found(outside)} if outside else {}
     return recipe.model_copy(
         update={
             "task": task.model_copy(update=moved),
             "shrink": recipe.shrink.model_copy(update=shrink),
+            "limits": recipe.limits.model_copy(update=limits),
             "generalist": recipe.generalist.model_copy(update={"source": source}),
         }
     )

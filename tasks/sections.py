@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -13,6 +14,13 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), serialize_by_alias=True
     )
+
+
+def rising_speeds(value: list[float]) -> list[float]:
+    """The same list, where every speed is above the one before it and above zero."""
+    if any(b <= a for a, b in itertools.pairwise([0.0, *value])):
+        raise ValueError("must be speeds in rising order, each above 0, such as [2, 3, 4]")
+    return value
 
 
 class Generalist(Section):
@@ -57,8 +65,12 @@ class Task(Section):
     image_column: str | None = Field(None, description="Name of the image column; else inferred.")
     text_column: str | None = Field(None, description="Name of the text column; else inferred.")
     label_column: str | None = Field(None, description="Name of the label column; else inferred.")
-    allow_leaks: bool = Field(
-        False, description="Go on although examples of the support set are also in the test set."
+    seeds: int = Field(
+        1,
+        ge=1,
+        le=20,
+        description="Draws of the shots: the run is repeated with seed, seed + 1, ..., their "
+        "spread is reported, and the first one's specialist is the one that is served.",
     )
 
     @field_validator("classes", mode="before")
@@ -149,6 +161,44 @@ class Verify(Section):
         )
 
 
+class Leaks(Section):
+    """What happens when examples that were learnt from are also in the test set, or nearly."""
+
+    exact: Literal["stop", "drop", "warn"] = Field(
+        "stop",
+        description="Support examples that are in the test set: stop the run, drop them from the "
+        "test set, or warn and go on.",
+    )
+    near: Literal["stop", "drop", "warn", "ignore"] = Field(
+        "warn",
+        description="Nearly the same: images re-encoded, resized or slightly cropped, texts that "
+        "differ in punctuation, case or a word's form; ignore: do not look for them.",
+    )
+    conflicts: Literal["stop", "warn"] = Field(
+        "warn", description="The same example under two labels, in the support set or across."
+    )
+
+
+class Limits(Section):
+    """What the card tells of inputs that the specialist was not made for."""
+
+    samples: int = Field(
+        256, ge=0, description="Most examples of each kind that are looked at; 0: no such section."
+    )
+    outside: str | None = Field(
+        None,
+        description="Inputs outside the task, in the same forms as task.train (labels are not "
+        "read). Left out: rows of other classes in task.test, else inputs of another domain that "
+        "installed packages carry.",
+    )
+    threshold: float = Field(
+        0.9, gt=0, lt=1, description="Confidence above which an answer counts as sure."
+    )
+    corruptions: bool = Field(
+        True, description="Also measure blur, noise and JPEG (images) or typos (texts)."
+    )
+
+
 class Track(Section):
     """Where the run is recorded."""
 
@@ -160,3 +210,71 @@ class Track(Section):
     register_model: bool = Field(
         True, alias="register", description="Register the specialist as a model version."
     )
+    promote: Literal["auto", "never"] = Field(
+        "auto",
+        description="auto: a version that passes and beats the champion on the same test set (or "
+        "is as accurate and smaller or faster) becomes the champion; never: `winnow promote` does.",
+    )
+    equal_within: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Accuracy that a smaller challenger may lose against the champion and still "
+        "count as equal, tested with verify.confidence; left out: half of verify.max_drop.",
+    )
+
+
+Form = Literal["float32", "int8", "int4"]
+
+
+class Sweep(Section):
+    """The points of `winnow sweep`: structures of rising speed, each in every format."""
+
+    speedups: list[float] = Field(
+        default_factory=lambda: [1.5, 2.0, 2.5, 3.0, 4.0, 5.0],
+        max_length=50,
+        description="Speeds over the generalist that structure is shrunk for, rising; each "
+        "continues from the one before. Those that no size reaches are left out.",
+    )
+    sparsities: list[float] = Field(
+        default_factory=list,
+        max_length=50,
+        description="Shares of zeros, rising, to prune single weights to with the structure "
+        "whole; each continues from the one before.",
+    )
+    search: Literal["grid", "adaptive"] = Field(
+        "grid",
+        description="grid: the speeds as they stand; adaptive: further ones between them, where "
+        "held-out agreement with the teacher falls through what verify.max_drop allows.",
+    )
+    structures: int = Field(
+        6, ge=1, le=50, description="Structures that an adaptive search ends with, all in all."
+    )
+    formats: list[Form] = Field(
+        default_factory=lambda: list[Form](("float32", "int8")),
+        min_length=1,
+        description="Formats that every structure is exported in.",
+    )
+    steps: int | None = Field(
+        None,
+        ge=0,
+        description="Distillation steps between two structures; left out: a third of those of a "
+        "rung of `shrink`, as its search takes a third of the generations.",
+    )
+
+    @field_validator("speedups")
+    @classmethod
+    def _speeds_rise(cls, value: list[float]) -> list[float]:
+        return rising_speeds(value)
+
+    @field_validator("sparsities")
+    @classmethod
+    def _shares_rise(cls, value: list[float]) -> list[float]:
+        if any(b <= a for a, b in itertools.pairwise([0.0, *value, 1.0])):
+            raise ValueError("must be shares in rising order, above 0 and below 1")
+        return value
+
+    @field_validator("formats")
+    @classmethod
+    def _each_format_once(cls, value: list[Form]) -> list[Form]:
+        return [name for name in get_args(Form) if name in value]

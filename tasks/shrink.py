@@ -25,6 +25,7 @@ _JUDGED = {"cpu": 256, "cuda": 512}
         "shrink_step",
         "distill",
         "quantize.format",
+        "quantize.embeddings",
         "prune.samples",
         "prune.rel_damp",
         "prune.rows_per_column",

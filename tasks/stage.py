@@ -39,6 +39,31 @@ class Finished:
 
 _finished: ContextVar[list[Finished] | None] = ContextVar("winnow_finished", default=None)
 
+_prefix: ContextVar[str] = ContextVar("winnow_prefix", default="")
+
+
+@contextmanager
+def titled(prefix: str) -> Iterator[None]:
+    """Put a text before the titles of the stages that run inside the block."""
+    token = _prefix.set(prefix)
+    try:
+        yield
+    finally:
+        _prefix.reset(token)
+
+
+_bare: ContextVar[bool] = ContextVar("winnow_bare", default=False)
+
+
+@contextmanager
+def without_prefect() -> Iterator[None]:
+    """Run the stages inside the block in this process, on machines that have no orchestrator."""
+    token = _bare.set(True)
+    try:
+        yield
+    finally:
+        _bare.reset(token)
+
 
 @contextmanager
 def recording() -> Iterator[list[Finished]]:
@@ -97,9 +122,9 @@ class Stage:
             return publish(folder, stage=self.name, key=key, metrics=metrics, seconds=seconds)
 
     def compute(self, recipe: Recipe, *inputs: Artifact) -> Artifact:
-        """Do the same without Prefect, on machines that have none: reuse, or make and publish."""
-        key = self.key(recipe, *inputs)
-        return published(self.name, key) or self._make(recipe, inputs, key, self.name)
+        """Reuse, or make and publish, without Prefect."""
+        with without_prefect():
+            return self(recipe, *inputs)
 
     def _digest(self, artifact: Artifact) -> str:
         """What of an input this stage depends on: all of it, or the splits that it reads."""
@@ -121,16 +146,25 @@ class Stage:
             outside=self.outside(recipe) if self.outside and all_count else {},
         )
 
-    def __call__(self, recipe: Recipe, *inputs: Artifact, title: str | None = None) -> Artifact:
-        """Run as a Prefect task of the current flow, or reuse what an earlier run published."""
-        title, key = title or self.name, self.key(recipe, *inputs)
+    def _orchestrated(
+        self, recipe: Recipe, inputs: list[Artifact], key: str, title: str
+    ) -> tuple[Artifact, bool]:
         # Prefect remembers that a key was computed; whether its folder is still whole it cannot
         # know, so a hit without an intact folder is refreshed.
         stale = recipe.cache == "off" or published(self.name, key) is None
         task = self.task.with_options(result_storage=home() / "results", refresh_cache=stale)
         runs = self._runs
-        artifact = task(recipe, list(inputs), key, title)
-        reused = self._runs == runs
+        artifact = task(recipe, inputs, key, title)
+        return artifact, self._runs == runs
+
+    def __call__(self, recipe: Recipe, *inputs: Artifact, title: str | None = None) -> Artifact:
+        """Run as a Prefect task of the current flow, or reuse what an earlier run published."""
+        title, key = _prefix.get() + (title or self.name), self.key(recipe, *inputs)
+        if _bare.get():
+            known = None if recipe.cache == "off" else published(self.name, key)
+            artifact, reused = known or self._make(recipe, inputs, key, title), known is not None
+        else:
+            artifact, reused = self._orchestrated(recipe, list(inputs), key, title)
         if reused:
             watching().reused(title, artifact)
         stages = _finished.get()

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tasks.errors import RecipeError
 from tasks.home import tracking_uri
@@ -58,6 +59,40 @@ def print_summary(report: Mapping[str, Any], console: Console | None = None) -> 
     console.print(f"\nverdict: {verdict['status'].upper()}", style=_STYLE[verdict["status"]])
     for reason in verdict["reasons"]:
         console.print(f"  - {reason}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_sweep(sweep: Mapping[str, Any], out: Path) -> None:
+    """The points side by side, which of them is picked, and how to go on."""
+    console = _console()
+    console.print(
+        f"\n{sweep['name']}: {len(sweep['points'])} points, {sweep['n']} test examples",
+        highlight=False,
+        markup=False,
+    )
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    table.add_column("point", no_wrap=True)
+    for heading in ("faster", "smaller", "nonzero", "ms", "drop", "interval", ""):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in sweep["points"]:
+        low, high = (100 * end for end in row["drop_ci"])
+        table.add_row(
+            row["point"],
+            f"{row['ratio']:.2f}x",
+            f"{row['bytes_ratio']:.1f}x",
+            f"{row['nonzero_ratio']:.1f}x",
+            f"{row['latency_ms']:.2f}",
+            f"{100 * row['drop']:.1f}",
+            f"{low:.1f} to {high:.1f}",
+            Text(row["status"], style=_STYLE[row["status"]]),
+        )
+    console.print()
+    console.print(table)
+    console.print(f"\n{sweep['picked_why']}", highlight=False, markup=False, soft_wrap=True)
+    lines = [("result", f"{out}  (sweep.html, front.png, sweep.json)")]
+    if sweep["picked"]:
+        lines.append(("go on", f"winnow specialize --from-sweep {shlex.quote(str(out))}"))
+    for title, text in lines:
+        console.print(f"{title:<7} {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def next_steps(report: Mapping[str, Any], out: Path) -> None:

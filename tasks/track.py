@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 
-from tasks import tracking
+from exports.card import card_html, card_markdown
+from exports.plots import card_pictures
+from tasks import promotion, registry, tracking
 from tasks.artifacts import Artifact, write_atomically
 from tasks.config import Recipe
-from tasks.digests import folder_digest
 from tasks.home import page
 from tasks.layout import ship
 from tasks.splits import load_split
@@ -35,12 +37,11 @@ def flow_page() -> tuple[str, str]:
 
 
 @contextmanager
-def tracked(recipe: Recipe) -> Iterator[str]:
+def tracked(recipe: Recipe, command: str = "specialize") -> Iterator[str]:
     """An MLflow run that names this flow run; FAILED when anything inside raises."""
     run_id, url = flow_page()
-    with tracking.tracked(
-        recipe, {"prefect.flow_run_id": run_id, "prefect.flow_run_url": url}
-    ) as run:
+    tags = {"prefect.flow_run_id": run_id, "prefect.flow_run_url": url}
+    with tracking.tracked(recipe, tags, command) as run:
         yield run
 
 
@@ -55,40 +56,138 @@ def track(
     stages: Sequence[Finished],
     out: Path,
     started: float,
+    kept: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Register the specialist, fill `out`, record everything; returns the finished report."""
+    """Register the specialist, let it challenge the champion, fill `out`, record everything.
+
+    Args:
+        kept: rows of the test set that were judged; None: all.
+
+    Returns:
+        The finished report.
+    """
     report = verified.json_file("report.json")
     example = load_split(data.folder / "support.parquet").inputs[0]
-    status = report["verdict"]["status"]
-    registered = None
-    with tempfile.TemporaryDirectory(prefix="winnow-") as scratch:
-        served = Path(scratch)
-        files = [(path.name, path.read_bytes()) for path in ship(specialist.folder, served)]
-        if recipe.track.register_model:
-            registered = tracking.register(
-                run_id,
-                recipe.model_name,
-                served,
-                digest=folder_digest(served),
-                verdict=status,
-                example=[example],
-                requirements=("mlflow", "numpy", "onnxruntime", "pillow", "tokenizers"),
-            )
-    report["mlflow"] = {
-        "run_id": run_id,
-        "model_uri": registered.uri if registered else None,
-        "alias": registered.alias if registered else None,
-    }
+    report["mlflow"] = {"run_id": run_id, "model_uri": None, "alias": None}
     report["seconds"] = {stage.title: stage.artifact.seconds for stage in stages}
+    plain = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    pictures = card_pictures(report)
+    del report["models"]["pruned"]  # a step on the way: in the picture, not in the contract
+    with tempfile.TemporaryDirectory(prefix="winnow-") as scratch:
+        folder = Path(scratch, "specialist")
+        folder.mkdir()
+        files = [(path.name, path.read_bytes()) for path in ship(specialist.folder, folder)]
+        if recipe.track.register_model:
+            for name, content in _card(report, pictures).items():
+                (folder / name).write_bytes(content)
+            (folder / promotion.RECIPE).write_text(plain, encoding="utf-8")
+            _write_json(folder / promotion.REPORT, report)
+            _write_json(folder / "host.json", report["host"])
+            _write_json(folder / promotion.TEST, _test_facts(data, report, kept))
+            registered = _register(recipe, run_id, folder, report, example)
+            trial = promotion.Trial(recipe, report["task"]["classes"], _judged(data, kept))
+            report["champion"] = promotion.promote_if_better(
+                registered.version, trial, promotion.card_head(card_markdown(report))
+            )
+            is_champion = report["champion"]["version"] == registered.version.number
+            report["mlflow"] |= {
+                "model_uri": registered.version.uri,
+                "alias": registry.CHAMPION if is_champion else None,
+            }
+        else:
+            report["champion"] = None
     report["seconds"]["total"] = round(time.time() - started, 3)
     out.mkdir(parents=True, exist_ok=True)
-    files += [(n, (verified.folder / n).read_bytes()) for n in ("card.md", "tradeoff.png")]
+    files += [*_card(report, pictures).items(), ("recipe.yaml", plain.encode())]
     for name, content in files:
         write_atomically(out / name, content)
-    plain = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_atomically(out / "recipe.yaml", plain.encode())
     # last, so that a report always describes the files that lie beside it
     write_atomically(out / "report.json", (json.dumps(report, indent=1) + "\n").encode())
-    names = [name for name, _ in files] + ["recipe.yaml", "report.json"]
+    names = [name for name, _ in files] + ["report.json"]
     url = tracking.log_run(run_id, recipe, report, stages, [out / name for name in names])
     return {**report, "page": url, "example": example if isinstance(example, str) else None}
+
+
+def _card(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The card as Markdown and as one page, and the pictures that the Markdown names."""
+    return {
+        "card.md": card_markdown(report).encode(),
+        "card.html": card_html(report, pictures).encode(),
+        **{name: content for name, content in pictures.items() if "-dark" not in name},
+    }
+
+
+def _register(
+    recipe: Recipe, run_id: str, folder: Path, report: Mapping[str, Any], example: Any
+) -> registry.Registered:
+    """A version that carries what it was made of: run, recipe, data, host, verdict."""
+    task, host = report["task"], report["host"]
+    # where it is recorded and what is reused does not change what a recipe makes
+    asked = recipe.model_dump(mode="json", exclude={"track", "cache"})
+    identity = {
+        registry.DIGEST: registry.served_digest(folder),
+        registry.VERDICT: report["verdict"]["status"],
+        "winnow.recipe_sha256": _digest(asked),
+        "winnow.support_sha256": task["support"]["sha256"],
+        "winnow.test_sha256": task["test"]["sha256"],
+        "winnow.host_sha256": _digest(host),
+    }
+    tags = {
+        "winnow.run_id": run_id,
+        "winnow.recipe": recipe.name,
+        "winnow.host": f"{host['cpu']}, onnxruntime {host['onnxruntime']}",
+        "prefect.flow_run_id": flow_page()[0],
+    }
+    return registry.register(
+        run_id,
+        recipe.model_name,
+        folder,
+        identity=identity,
+        tags=tags,
+        example=[example],
+        description=_summary(report),
+        about=promotion.card_head(card_markdown(report)),
+    )
+
+
+def _summary(report: Mapping[str, Any]) -> str:
+    """A version in one line, for lists of versions."""
+    task, models, drop = report["task"], report["models"], report["accuracy"]
+    low, high = drop["drop_ci"]
+    return (
+        f"{report['verdict']['status']}: {len(task['classes'])} classes, "
+        f"accuracy {models['specialist']['accuracy']:.3f} (teacher "
+        f"{models['teacher']['accuracy']:.3f}, drop {100 * drop['drop']:.1f} points "
+        f"[{100 * low:.1f}, {100 * high:.1f}], {drop['n']} examples), "
+        f"{report['speed']['ratio']:.1f}x faster and {report['sparsity']['bytes_ratio']:.1f}x "
+        f"smaller than the generalist on {report['host']['cpu']}"
+    )
+
+
+def _test_facts(
+    data: Artifact, report: Mapping[str, Any], kept: Sequence[int] | None
+) -> dict[str, Any]:
+    """What `winnow promote` needs to find the test set again."""
+    return {
+        "path": f"{data.path}/test.parquet",
+        "sha256": data.metrics["test"]["sha256"],
+        "classes": report["task"]["classes"],
+        "kept": None if kept is None else list(kept),
+    }
+
+
+def _judged(data: Artifact, kept: Sequence[int] | None) -> Any:
+    test = load_split(data.folder / "test.parquet")
+    return test if kept is None else test.rows(kept)
+
+
+def _digest(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _text(path: Path | None) -> str:
+    return path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,55 +1,27 @@
-"""MLflow, and no other module's business: runs, nested stages, data sets, the registry.
-
-The store is SQLite at `<home>/mlflow.db` with its artifacts beside it, unless MLFLOW_TRACKING_URI
-names another. Everything goes by run id: MLflow's active run belongs to one thread.
-"""
+"""What a run leaves in MLflow: its values, its files, its data sets, a nested run a stage."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
 import math
-import os
-import shutil
-import tempfile
 import time
-import urllib.error
-import urllib.request
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow import MlflowClient, MlflowException
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
-from mlflow.models import Model
 
-from tasks.cache import ROOT, import_closure
 from tasks.config import Recipe
-from tasks.errors import RecipeError
 from tasks.home import embedded_tracking_uri, home, page, tracking_uri
+from tasks.mlflow_store import LONGEST, pointed, require_reachable, state_of_store
 from tasks.stage import Finished
 
-CHAMPION = "champion"
-_DIGEST, _VERDICT = "winnow.specialist_sha256", "winnow.verdict"
-# what MLflow takes in one call, and in one value
-_BATCH, _LONGEST = 100, 5000
+__all__ = ["log_run", "log_sweep", "run_url", "state_of_store", "tracked"]
 
-
-@dataclass(frozen=True)
-class Registered:
-    """A version of the model in the registry; `alias` where this run made it the champion."""
-
-    uri: str
-    version: str
-    alias: str | None
-    reused: bool
+# what MLflow takes in one call
+_BATCH = 100
 
 
 def run_url(experiment_id: str, run_id: str) -> str:
@@ -60,31 +32,31 @@ def run_url(experiment_id: str, run_id: str) -> str:
 
 
 @contextmanager
-def tracked(recipe: Recipe, tags: Mapping[str, str]) -> Iterator[str]:
-    """Open the MLflow run of one specialization; yields its id.
+def tracked(recipe: Recipe, tags: Mapping[str, str], command: str = "specialize") -> Iterator[str]:
+    """Open the MLflow run of one `winnow` command; yields its id.
 
     It ends FAILED, with the reason as a tag, when anything in the block raises, and FINISHED
     otherwise: never RUNNING.
     """
-    _require_reachable(tracking_uri())
-    with _pointed():
+    require_reachable(tracking_uri())
+    with pointed():
         client = MlflowClient()
         run = client.create_run(
             _experiment(client, recipe.track.experiment),
-            run_name=recipe.name,
-            tags={"mlflow.source.name": "winnow specialize", "winnow.recipe": recipe.name, **tags},
+            run_name=recipe.name if command == "specialize" else f"{recipe.name}-{command}",
+            tags={"mlflow.source.name": f"winnow {command}", "winnow.recipe": recipe.name, **tags},
         )
     run_id = run.info.run_id
     try:
         yield run_id
     except BaseException as error:
-        reason = str(error).splitlines()[0][:_LONGEST] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0][:LONGEST] if str(error) else type(error).__name__
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        with _pointed(), suppress(MlflowException):  # the error in hand is the one to tell
+        with pointed(), suppress(MlflowException):  # the error in hand is the one to tell
             MlflowClient().set_tag(run_id, "winnow.error", reason)
             MlflowClient().set_terminated(run_id, status)
         raise
-    with _pointed():
+    with pointed():
         MlflowClient().set_terminated(run_id, "FINISHED")
 
 
@@ -104,20 +76,52 @@ def log_run(
     Returns:
         The address of the run's page.
     """
-    with _pointed():
+    with pointed():
         client = MlflowClient()
-        run = client.get_run(run_id)
-        experiment = run.info.experiment_id
-        _log_values(client, run_id, recipe.model_dump(mode="json"), _headline(report))
         client.log_inputs(run_id, _inputs(recipe, report["task"]))
-        client.set_tag(run_id, _VERDICT, report["verdict"]["status"])
-        for path in files:
-            client.log_artifact(run_id, str(path))
-        logged = _children(client, experiment, run_id)  # a retry must not log a stage twice
-        for stage in stages:
-            if stage.title not in logged:
-                _log_stage(client, experiment, run_id, stage)
-        return run_url(experiment, run_id)
+        client.set_tag(run_id, "winnow.verdict", report["verdict"]["status"])
+        return _log(client, run_id, recipe, _headline(report), stages, files)
+
+
+def log_sweep(
+    run_id: str,
+    recipe: Recipe,
+    report: Mapping[str, Any],
+    stages: Sequence[Finished],
+    files: Iterable[Path],
+) -> str:
+    """Write what a sweep did into its run, with a nested run a stage; returns its page.
+
+    The points are the steps of its metrics: MLflow draws accuracy or latency over them.
+    """
+    with pointed():
+        client = MlflowClient()
+        client.set_tag(run_id, "winnow.picked", str(report["picked"]))
+        keys = ("accuracy", "drop", "latency_ms", "ratio", "bytes", "nonzero")
+        points = [{key: row[key] for key in keys} for row in report["points"]]
+        seconds = {key: x for key, x in report["seconds"].items() if key != "stages"}
+        values = {"points": points, "seconds": seconds}
+        return _log(client, run_id, recipe, values, stages, files)
+
+
+def _log(
+    client: MlflowClient,
+    run_id: str,
+    recipe: Recipe,
+    metrics: Mapping[str, Any],
+    stages: Sequence[Finished],
+    files: Iterable[Path],
+) -> str:
+    """Parameters, metrics, files and a nested run a stage; returns the run's page."""
+    experiment = client.get_run(run_id).info.experiment_id
+    _log_values(client, run_id, recipe.model_dump(mode="json"), metrics)
+    for path in files:
+        client.log_artifact(run_id, str(path))
+    logged = _children(client, experiment, run_id)  # a retry must not log a stage twice
+    for stage in stages:
+        if stage.title not in logged:
+            _log_stage(client, experiment, run_id, stage)
+    return run_url(experiment, run_id)
 
 
 def _children(client: MlflowClient, experiment: str, run_id: str) -> set[str]:
@@ -139,112 +143,6 @@ def _log_stage(client: MlflowClient, experiment: str, run_id: str, stage: Finish
     _log_values(client, own, stage.values, {**artifact.metrics, "seconds": artifact.seconds})
     client.log_text(own, artifact.model_dump_json(indent=1), "artifact.json")
     client.set_terminated(own, "FINISHED", end_time=end)
-
-
-def register(
-    run_id: str,
-    name: str,
-    specialist: Path,
-    *,
-    digest: str,
-    verdict: str,
-    example: Any,
-    requirements: Sequence[str],
-) -> Registered:
-    """Log the specialist as a model that loads without torch, and register it.
-
-    A version with the same content and verdict is reused. `champion` moves only on a pass.
-
-    Args:
-        specialist: folder of specialist.onnx, preprocess.json and tokenizer.json.
-        digest: of that folder.
-        example: one valid input, stored beside the model.
-        requirements: names of the distributions that serving imports.
-    """
-    with _pointed():
-        client = MlflowClient()
-        found = _same_version(client, name, digest, verdict)
-        if found is None:
-            tags = {_DIGEST: digest, _VERDICT: verdict}
-            number = _log_model(run_id, name, specialist, example, requirements, tags)
-        else:
-            number = found
-        alias = None
-        if verdict == "pass":
-            client.set_registered_model_alias(name, CHAMPION, number)
-            alias = CHAMPION
-        client.set_tag(run_id, "winnow.model_version", f"{name}/{number}")
-        return Registered(f"models:/{name}/{number}", number, alias, found is not None)
-
-
-def fetch_model(uri: str, into: Path) -> Path:
-    """Download a registered model; returns the folder that holds the specialist's files."""
-    if tracking_uri() == embedded_tracking_uri() and not (home() / "mlflow.db").exists():
-        raise RecipeError(f"MODEL: {uri} is not in {tracking_uri()}, which no run has filled yet")
-    with _pointed():
-        try:
-            folder = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(into))
-        except MlflowException as error:
-            raise RecipeError(
-                f"MODEL: {uri} is not in {tracking_uri()} ({error.message.splitlines()[0]})"
-            ) from None
-    found = next(Path(folder).rglob("specialist.onnx"), None)
-    if found is None:
-        raise RecipeError(f"MODEL: {uri} holds no specialist.onnx; name a model that winnow made")
-    return found.parent
-
-
-def state_of_store() -> tuple[str, bool]:
-    """What the tracking store holds, or why it cannot be reached: for `winnow doctor`."""
-    if tracking_uri() == embedded_tracking_uri() and not (home() / "mlflow.db").exists():
-        return "made by the first run", True
-    with _pointed():
-        client = MlflowClient()
-        try:
-            runs = sum(1 for _ in client.search_experiments())
-            models = [model.name for model in client.search_registered_models()]
-        except Exception as error:  # any backend's own errors: the doctor reports, never raises
-            return f"not reachable ({str(error).splitlines()[0]})", False
-    return f"{runs} experiments; models: {', '.join(models) or 'none'}", True
-
-
-@contextmanager
-def _pointed() -> Iterator[None]:
-    """Point MLflow's process-wide setting at our store, quietly, and put it back."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
-    levels = [logger.level for logger in loggers]
-    home().mkdir(parents=True, exist_ok=True)
-    mlflow.set_tracking_uri(tracking_uri())
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        # MLflow also prints, draws bars and warns about its own type hints
-        with (
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-            warnings.catch_warnings(action="ignore"),
-        ):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None: what MLflow starts with
-
-
-def _require_reachable(uri: str) -> None:
-    """Ask a tracking server for a sign of life: MLflow itself would try for four minutes."""
-    if not uri.startswith("http"):
-        return
-    try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
-    except urllib.error.HTTPError as answer:  # also a refusal is an answer
-        answer.close()
-    except OSError as error:
-        raise RecipeError(
-            f"MLFLOW_TRACKING_URI: no server answers at {uri} ({error}); start it, or unset the "
-            "variable to use the store under WINNOW_HOME"
-        ) from None
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
@@ -279,7 +177,7 @@ def _log_values(
             for name, number in _flat(entry, key):
                 if isinstance(number, int | float) and math.isfinite(number):
                     numbers.append(Metric(name, float(number), now, step))
-    texts = [Param(key, str(value)[:_LONGEST]) for key, value in _flat(params)]
+    texts = [Param(key, str(value)[:LONGEST]) for key, value in _flat(params)]
     for start in range(0, len(texts), _BATCH):
         client.log_batch(run_id, params=texts[start : start + _BATCH])
     for start in range(0, len(numbers), _BATCH):
@@ -308,48 +206,3 @@ def _inputs(recipe: Recipe, task: Mapping[str, Any]) -> list[DatasetInput]:
         )
         found.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
     return found
-
-
-def _same_version(client: MlflowClient, name: str, digest: str, verdict: str) -> str | None:
-    for found in client.search_model_versions(f"name = '{name}'"):
-        if found.tags.get(_DIGEST) == digest and found.tags.get(_VERDICT) == verdict:
-            return str(found.version)
-    return None
-
-
-def _log_model(
-    run_id: str,
-    name: str,
-    specialist: Path,
-    example: Any,
-    requirements: Sequence[str],
-    tags: dict[str, str],
-) -> str:
-    with tempfile.TemporaryDirectory(prefix="winnow-") as scratch:
-        # of our code, only what serving imports travels with the model
-        for module, path in import_closure("exports.specialist").items():
-            target = Path(scratch, *module.split(".")).with_suffix(".py")
-            if path.name == "__init__.py":
-                target = Path(scratch, *module.split("."), "__init__.py")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-        # made by hand, because Model.log would put it into the default experiment
-        client = MlflowClient()
-        logged = client.create_logged_model(
-            client.get_run(run_id).info.experiment_id, "specialist", source_run_id=run_id, tags=tags
-        )
-        info = Model.log(
-            None,
-            mlflow.pyfunc,
-            name=logged.name,
-            model_id=logged.model_id,
-            run_id=run_id,
-            registered_model_name=name,
-            tags=tags,
-            python_model=str(ROOT / "exports" / "serving.py"),
-            artifacts={"specialist": str(specialist)},
-            code_paths=[str(path) for path in Path(scratch).iterdir()],
-            input_example=example,
-            pip_requirements=[f"{package}=={version(package)}" for package in requirements],
-        )
-    return str(info.registered_model_version)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import numpy as np
 from exports.runtime import host_profile
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
-from tasks.layout import GRAPH, QUANTIZED, graph_names
+from tasks.digests import source_digest
+from tasks.layout import ANSWERS, graph_names
 from tasks.progress import Callback
 from tasks.splits import load_split
 from tasks.stage import stage
@@ -20,20 +20,31 @@ from tasks.stage import stage
 _TOLD = ("models", "accuracy", "speed", "sparsity", "verdict")
 
 
+def _outside(recipe: Recipe) -> dict[str, str]:
+    """This host, on which the timings and so the verdict rest; inputs from outside the task."""
+    source = recipe.limits.outside or recipe.task.test
+    read = source_digest(source) if recipe.limits.samples else ""
+    return {"host": json.dumps(host_profile(), sort_keys=True), "outside": read}
+
+
 @stage(
     reads=(
         "name",
         "target",
         "verify",
+        "limits",
+        "leaks",
         "task.seed",
         "task.shots",
+        "task.image_column",
+        "task.text_column",
+        "task.label_column",
         "prune",
         "quantize",
         "sparsity",
         "shrinks",
     ),
-    # timings are this host's, and so is a verdict that rests on them
-    outside=lambda _: {"host": json.dumps(host_profile(), sort_keys=True)},
+    outside=_outside,
 )
 def verify(
     recipe: Recipe,
@@ -47,64 +58,45 @@ def verify(
     """Measure everything that the verdict rests on.
 
     `made` holds the exports in the order of `graph_names`, and what was made on the way to them
-    and the report tells of: the profile, the last step of shrinking, the trimmed model.
+    and the report tells of: what leaks found, the float specialist, the profile, the last step of
+    shrinking, the trimmed model.
     """
-    from exports.card import card_markdown
-    from exports.census import census
-    from exports.plots import tradeoff_png
-    from tasks.cuda import cuda_rows
+    from tasks.clock import clocked
     from tasks.judge import Measured, judge
-    from tasks.ledger import TRIMMED, with_fewer_rows
-    from tasks.measure import logits_of, time_graphs, timing_feeds, typical_tokens
-    from tasks.reference import known_rows, torch_logits
+    from tasks.leaks import kept_rows
+    from tasks.limits import measure_limits
+    from tasks.measure import logits_of
+    from tasks.parity import parity_chain
+    from tasks.reference import known_rows
 
     exports = [artifact for artifact in made if artifact.stage == "export"]
     steps = {artifact.stage: artifact for artifact in made if artifact.stage != "export"}
     exported = dict(zip(graph_names(recipe), exports, strict=True))
     folders = {name: artifact.folder for name, artifact in exported.items()}
     test = load_split(data.folder / "test.parquet")
+    test = test.rows(kept_rows(steps["leaks"], len(test)))
     shots = load_split(data.folder / "support.parquet").inputs
-    progress(0, 4, "torch logits")
-    reference = torch_logits(recipe, test, teacher)
-    progress(1, 4, "accuracy")
+    progress(0, 5, "accuracy")
     logits = logits_of(folders, test.inputs)
     rows = known_rows(generalist, data.metrics["classes"])
     logits["generalist"] = logits["generalist"][:, rows] if rows else np.empty((0, 0))
-    progress(2, 4, "latency")
-    tokens = typical_tokens(folders["teacher"], shots, recipe)
-    feeds = timing_feeds(folders, test.inputs, recipe, tokens)
-    files = {name: folder / GRAPH for name, folder in folders.items()}
-    counts = {
-        name: census(files[name], artifact.json_file("prunable.json"))
-        for name, artifact in exported.items()
-    }
-    with tempfile.TemporaryDirectory(prefix="winnow-") as scratch:
-        timed = dict(files)
-        if "trim" in steps:  # the teacher with nothing but a smaller vocabulary
-            rows_kept, cut = steps["trim"].metrics, Path(scratch, GRAPH)
-            if with_fewer_rows(files["teacher"], cut, rows_kept["full"], rows_kept["kept"]):
-                timed[TRIMMED] = cut
-                ids = np.minimum(feeds["teacher"]["input_ids"], rows_kept["kept"] - 1)
-                feeds[TRIMMED] = {**feeds["teacher"], "input_ids": ids}
-                counts[TRIMMED] = {"bytes": cut.stat().st_size}
-        timings = time_graphs(timed, feeds, recipe, recipe.verify.threads)
-        on_gpu = cuda_rows(recipe, files, feeds, counts, Path(scratch))
-    # beside the headline; a runtime's threads and those of other processes get in each other's way
-    ends = {name: files[name] for name in ("generalist", "specialist")}
-    cores = int(host_profile()["usable_cores"])
-    all_cores = time_graphs(ends, feeds, recipe, cores)
-    progress(3, 4, "verdict")
-    measured = Measured(np.array(test.labels), reference, logits, timings, counts)
-    report = judge(recipe, data, measured, steps, exported["specialist"].folder / QUANTIZED)
-    ratio, *interval = all_cores.ratio("generalist", "specialist", recipe.verify.confidence)
-    report["speed"]["all_cores"] = {"threads": cores, "ratio": ratio, "ratio_ci": interval}
-    if tokens is not None:
-        for name in ("teacher", "specialist"):  # a smaller vocabulary cuts words into more
-            key = "tokens" if name == "teacher" else "specialist_tokens"
-            report["speed"][key] = feeds[name]["input_ids"].shape[1]
-    report["sparsity"]["ledger"] += on_gpu
-    tradeoff_png(report, into / "tradeoff.png")
-    del report["models"]["pruned"]  # a step on the way: in the picture, not in the contract
+    progress(1, 5, "latency")
+    trimmed = steps["trim"].metrics if "trim" in steps else None
+    clock = clocked(recipe, exported, shots, test.inputs, trimmed)
+    progress(2, 5, "parity")
+    floats = next(steps[name] for name in ("trim", "prune", "shrink", "teach") if name in steps)
+    parity = parity_chain(recipe, test, folders, teacher, floats, logits)
+    progress(3, 5, "limits")
+    limits = measure_limits(recipe, data, folders, test, logits)
+    progress(4, 5, "verdict")
+    measured = Measured(np.array(test.labels), logits, clock.timings, clock.counts)
+    report = judge(recipe, data, generalist, measured, parity, steps, folders["specialist"])
+    report["speed"] |= clock.speed
+    report["sparsity"]["ledger"] += clock.on_gpu
+    if limits is not None:
+        report["limits"] = limits
+    # pictures and cards are made of it when it is tracked: another look changes no figure
     (into / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    (into / "card.md").write_text(card_markdown(report), encoding="utf-8")
+    answers = {name: measured.right[name] for name in ("teacher", "specialist")}
+    np.savez(into / ANSWERS, allow_pickle=False, digests=np.array(test.digests), **answers)
     return {key: report[key] for key in _TOLD}

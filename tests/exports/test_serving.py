@@ -18,6 +18,7 @@ from PIL import Image
 from exports.preprocess import InputError
 from exports.runtime import run_logits, session
 from exports.specialist import Specialist
+from tasks.cache import import_closure
 
 from .conftest import CLASSES, SIDE, Exported
 from .test_preprocess import word_tokenizer
@@ -203,8 +204,8 @@ def serve(modality: str, folder: Path, place: Path) -> list[list[dict[str, objec
     """Log a specialist in one process, load and ask it in another that refuses torch."""
     code = place / "code" / "exports"
     code.mkdir(parents=True)
-    for name in ("__init__", "preprocess", "runtime", "specialist"):
-        shutil.copy(ROOT / "exports" / f"{name}.py", code)
+    for path in import_closure("exports.specialist").values():
+        shutil.copy(path, code)
     np.save(place / "x.npy", photo())
     (place / "x.png").write_bytes(png(photo()))
     example = '["my card"]' if modality == "text" else '[open("x.png", "rb").read()]'

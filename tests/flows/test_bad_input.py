@@ -46,7 +46,7 @@ def nothing_half_written(home: Path) -> Any:
     yield
     assert not (home / "mlflow.db").exists()
     assert list(home.glob("store/*/.making-*")) == []
-    assert {path.parent.name for path in home.glob("store/*/*")} <= {"prepare", "load"}
+    assert {path.parent.name for path in home.glob("store/*/*")} <= {"prepare", "load", "leaks"}
 
 
 pytestmark = [pytestmark, pytest.mark.usefixtures("nothing_half_written")]
@@ -156,8 +156,33 @@ def test_an_empty_text(write_recipe: Write, tmp_path: Path) -> None:
 
 
 def test_a_leak(write_recipe: Write, tmp_path: Path, text_task: dict[str, str]) -> None:
-    words = ("task.test", "also in", "task.allow_leaks")
+    words = ("task.test", "also in", "leaks.exact: drop")
     check(write_recipe(task={"test": text_task["train"]}), words=words, out=tmp_path / "out")
+
+
+def test_a_near_leak(
+    write_recipe: Write, tmp_path: Path, text_task: dict[str, str], text_generalist: str
+) -> None:
+    shown = [json.loads(line) for line in Path(text_task["train"]).read_text().splitlines()]
+    rows = [{**row, "text": f"{row['text'].capitalize()}!"} for row in shown]
+    test = write_rows(tmp_path / "test.jsonl", rows)
+    recipe = write_recipe(text_generalist, task={"test": str(test)}, leaks={"near": "stop"})
+    words = ("task.test", str(test), "nearly the same", "leaks.near: drop")
+    check(recipe, words=words, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("leaks.exact=ignore", ("leaks.exact", "ignore", "stop")),
+        ("leaks.conflicts=drop", ("leaks.conflicts", "drop", "stop")),
+        ("task.allow_leaks=true", ("task.allow_leaks",)),
+    ],
+)
+def test_a_policy_for_leaks(
+    write_recipe: Write, tmp_path: Path, option: str, words: tuple[str, ...]
+) -> None:
+    check(write_recipe(), "--set", option, words=words, out=tmp_path / "out")
 
 
 def test_a_corrupt_image(

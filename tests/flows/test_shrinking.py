@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 STAGES = [
-    "prepare", "load", "teach", "quantize teacher",
+    "prepare", "load", "leaks", "teach", "quantize teacher",
     "export generalist", "export teacher", "export teacher-int8",
     "profile", "shrink 1 of 2", "shrink 2 of 2", "trim", "quantize specialist",
     "export pruned", "export specialist", "verify",

@@ -29,6 +29,7 @@ pytestmark = [
 STAGES = [
     "prepare",
     "load",
+    "leaks",
     "teach",
     "quantize teacher",
     "export generalist",
@@ -103,10 +104,20 @@ def test_the_report_keeps_its_schema(run: Run) -> None:
     assert report["models"]["teacher"]["accuracy"] > 1 / 3
     assert report["sparsity"]["nonzero_ratio"] == pytest.approx(2, rel=0.05)
     assert report["models"]["specialist"]["bytes"] == (run.out / "specialist.onnx").stat().st_size
-    assert [hop["hop"] for hop in report["parity"]] == [
-        "torch->onnx", "onnx->pruned", "pruned->int8",
-    ]  # fmt: skip
-    assert report["parity"][0]["max_abs"] < 1e-3
+    hops = {hop["hop"]: hop for hop in report["parity"]}
+    assert set(hops) >= {
+        "preprocess", "torch->onnx", "onnx->pruned", "preprocess specialist",
+        "torch->onnx specialist", "pruned->int8", "int8->served",
+    }  # fmt: skip
+    assert hops["preprocess"]["max_abs"] == 0 and hops["torch->onnx"]["max_abs"] < 1e-3
+    assert not any(hop["broken"] for hop in report["parity"])
+    assert report["leaks"]["exact"] == 0
+    per_class = report["accuracy"]["per_class"]
+    assert [row["class"] for row in per_class] == report["task"]["classes"]
+    assert sum(row["n"] for row in per_class) == report["task"]["test"]["n"]
+    assert report["limits"]["outside"]["n"] > 1
+    assert {row["kind"] for row in report["limits"]["corruptions"]} == {"typos"}
+    assert report["champion"]["action"] in ("first", "not passed")
     drop = report["models"]["teacher"]["accuracy"] - report["models"]["specialist"]["accuracy"]
     assert report["accuracy"]["drop"] == pytest.approx(drop)
     low, high = report["accuracy"]["drop_ci"]
@@ -121,8 +132,8 @@ def test_the_report_keeps_its_schema(run: Run) -> None:
 
 def test_the_folder_holds_what_is_promised(run: Run) -> None:
     assert {path.name for path in run.out.iterdir()} == {
-        "specialist.onnx", "preprocess.json", "tokenizer.json", "card.md", "tradeoff.png",
-        "report.json", "recipe.yaml",
+        "specialist.onnx", "preprocess.json", "tokenizer.json", "card.md", "card.html",
+        "tradeoff.png", "per-class.png", "calibration.png", "report.json", "recipe.yaml",
     }  # fmt: skip
     again = Recipe.model_validate(yaml.safe_load((run.out / "recipe.yaml").read_text()))
     assert again == run.recipe()
@@ -276,7 +287,7 @@ def test_other_content_of_the_test_set_recomputes_what_looks_at_it(
     assert run.again(capsys, **same)[1] == []  # another path, the same content
     lines = moved.read_text().splitlines()
     moved.write_text("\n".join(lines[1:]) + "\n")
-    assert run.again(capsys, **same)[1] == ["prepare", "verify"]
+    assert run.again(capsys, **same)[1] == ["prepare", "leaks", "verify"]
 
 
 @pytest.mark.slow

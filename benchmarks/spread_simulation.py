@@ -80,19 +80,18 @@ def latency(page: Page, seed: int, draws: int = 200) -> None:
                 )
 
     page.table(["disturbances", "n", "one by one", "winnow's", "width"], rows())
-    noise = 2 * np.sqrt(0.05 * 0.95 / draws)
     page.must(
-        "at 100 rounds and more it covers 93 % or more, up to the draws' noise, where disturbances "
-        f"are shorter than the run (lowest {percent(lowest)} %)",
-        lowest >= LOWEST - noise,
+        "from 100 rounds on it covers 90 % or more where disturbances are shorter than the run "
+        f"(lowest {percent(lowest)} %)",
+        lowest >= 0.9,
     )
 
 
 def others(page: Page, seed: int, draws: int = 150) -> None:
     page.say(
         "## Calibration error",
-        f"{draws} draws: true error of the confidence, coverage of its 95 % interval, mean estimate, "
-        "and the mean of the plain binned error.",
+        f"{draws} draws: true error of the confidence, coverage of its 95 % interval, mean "
+        "estimate, and the mean of the plain binned error.",
     )
     random, lowest = np.random.default_rng(seed), 1.0
 
@@ -159,7 +158,8 @@ def others(page: Page, seed: int, draws: int = 150) -> None:
     page.table(["seeds", "sd", "shared", "winnow's", "t over draws", "examples alone"], seeds())
     noise = 2 * np.sqrt(0.05 * 0.95 / draws)
     page.must(
-        f"this and the calibration error cover 93 % or more, up to the draws' noise (lowest {percent(lowest)} %)",
+        "this and the calibration error cover 93 % or more, up to the draws' noise (lowest "
+        f"{percent(lowest)} %)",
         lowest >= LOWEST - noise,
     )
 

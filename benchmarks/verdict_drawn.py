@@ -118,7 +118,7 @@ def settled(page: Page, seed: int, draws: int = 2000) -> None:
 
     page.table(["lost", "gained", "n", "bound, points", "told", "settled"], rows())
     page.must(
-        "settled in 80 % or more, and within 3 points of it from ten discordant pairs (off by "
+        "settled in about 80 % or more, within 3 points from ten discordant pairs on (off by "
         f"{percent(off)}, least {percent(least)} %)",
         off <= 0.03 and least >= 0.77,
     )
@@ -129,7 +129,7 @@ def classes(page: Page, seed: int, draws: int = 300) -> None:
         "## Drops by class",
         f"{draws} draws, gained 3 % in every class. *any missed*: at least one of the simultaneous "
         "95 % intervals misses its class's drop; *any called worse*: at least one class that is "
-        "not worse is called so. Small classes have few outcomes, so both stay below 5 %.",
+        "not worse is called so. Small classes have few outcomes, so both are rarer still.",
     )
     random, most = np.random.default_rng(seed), (0.0, 0.0)
     kept = statistics.paired_bounds

@@ -50,9 +50,9 @@ def coverage(page: Page) -> None:
     page.say(
         "## Coverage of the 95 % interval on the drop",
         "Exact sums, no draws. *gained* is the share of examples that only the specialist gets "
-        "right; a true drop of d means that gained + d only the teacher does. In the speed study's "
-        f"{len(rows)} specialists gained was {seen[0]:.1%}, {seen[1]:.1%} and {seen[2]:.1%} (tenth, "
-        "fiftieth, ninetieth percentile). Columns are true drops in points, cells per cent.",
+        "right; a true drop of d means that gained + d only the teacher does. In the speed "
+        f"study's {len(rows)} specialists it was {seen[0]:.1%}, {seen[1]:.1%} and {seen[2]:.1%} "
+        "(tenth, fiftieth, ninetieth percentile). Columns are true drops in points.",
     )
     cells = {(g, n, d): cover(n, d, g) for g in GAINED for n in SIZES for d in DROPS}
     page.table(
@@ -224,7 +224,7 @@ def main() -> int:
     page, begin = Page(), time.perf_counter()
     page.say(
         "# Do the intervals hold?",
-        "This page is what `python benchmarks/verdict_simulation.py` (`make bench-verdict`) prints.",
+        "This page is what `benchmarks/verdict_simulation.py` (`make bench-verdict`) prints.",
     )
     coverage(page)
     false_passes(page)

@@ -14,22 +14,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import onnx
 
 from exports.alike import Known, layouts, relative_error
 from exports.onnxfile import load_model
-from exports.pairing import Feed, Pair, first_wrong, tells
+from exports.pairing import TABLES, Check, Feed, Pair, first_wrong, tells
 from exports.runtime import run_logits, session
 from exports.spying import spied
 
 Departure: TypeAlias = dict[str, Any]
 
-# of one node: float products in another order; rounding to half, to 8 bits (4: twice as much)
-FLOAT, HALF, INT8 = 1e-3, 0.05, 0.3
-_FOUR_BITS = ("MatMulNBits", "GatherBlockQuantized")
+
+class Tolerance(NamedTuple):
+    """Relative errors that one node may add.
+
+    Attributes:
+        floats: where nothing is rounded.
+        weight: of a channel of a stored weight, twice as much in 4 bits; see
+            `exports.alike.weight_error`.
+        rounding: of activations in 8 bits; see `exports.alike.rounding_error`. A lost zero point
+            costs 0.7.
+    """
+
+    floats: float
+    weight: float
+    rounding: float
+
+    def of(self, check: Check) -> float:
+        """Return what a comparison may show."""
+        if check.kind == "weight":
+            return self.weight * (2 if check.node.op_type in ("MatMulNBits", *TABLES) else 1)
+        return self.rounding if check.kind == "rounding" else self.floats
+
+
+FLOAT, HALF = Tolerance(1e-3, 1e-3, 1e-3), Tolerance(0.05, 0.05, 0.05)
+INT8, CLOSER = Tolerance(0.05, 0.3, 0.3), Tolerance(0.02, 0.2, 0.15)
 
 
 def first_departure(
@@ -37,7 +59,7 @@ def first_departure(
     candidate: Path,
     feed: Feed,
     *,
-    tolerance: float,
+    tolerance: Tolerance,
     threads: int = 1,
     provider: str = "cpu",
 ) -> Departure | None:
@@ -48,7 +70,8 @@ def first_departure(
             computed, the output last (`models.spying.torch_tensors`).
         candidate: the graph after the hop.
         feed: a few examples; texts of one length, with more tokens than rows.
-        tolerance: relative error that one node may add: `FLOAT`, `HALF` or `INT8`.
+        tolerance: what one node may add: `FLOAT`, `HALF`, `INT8`, or `CLOSER` where an INT8 file
+            is known to be wrong.
         threads, provider: of the candidate's session.
 
     Returns:
@@ -57,13 +80,13 @@ def first_departure(
         largest one that its inputs carry; None where no node departs.
     """
     if not isinstance(reference, Path):
-        return departure_from_values(reference, candidate, feed, tolerance=tolerance)
+        return departure_from_values(reference, candidate, feed, tolerance=tolerance.floats)
     pair = Pair(reference, candidate, feed, threads=threads, provider=provider)
     floats = [name for name, x in pair.carried.items() if x.dtype.kind == "f" and x.size > 1]
     if 2 * len(pair.matched) < len(floats):  # another exporter's names: numbers must do
-        return departure_from_values(pair.expected, candidate, feed, tolerance=tolerance)
+        return departure_from_values(pair.expected, candidate, feed, tolerance=tolerance.floats)
     for check in pair.checks():
-        if check.local <= tolerance * (2 if check.node.op_type in _FOUR_BITS else 1):
+        if check.local <= tolerance.of(check):
             continue
         node = check.node
         if check.tensor in node.output:
@@ -71,7 +94,7 @@ def first_departure(
         tensor = check.tensor if node is check.node else node.output[0]
         return _named(node, tensor, check.error, check.before)
     kept = pair.carried[pair.model.graph.output[0].name]
-    return _fused(kept, candidate, feed, tolerance, threads, provider)
+    return _fused(kept, candidate, feed, tolerance.rounding, threads, provider)
 
 
 def departure_from_values(

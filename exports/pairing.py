@@ -8,23 +8,29 @@ reference to what reads it. From right inputs each node shows its own error, whi
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx
 
-from exports.alike import Known, laid_out, relative_error, weight_error
-from exports.onnxfile import attribute, initializers, load_model, producers
+from exports.alike import Known, laid_out, relative_error, rounding_error, weight_error
+from exports.embeddings import SCALE_SUFFIX
+from exports.onnxfile import INTEGER_PRODUCTS, attribute, initializers, load_model, producers
 from exports.spying import Tensors, constants, read_integers, read_weights, spied
 
 Feed: TypeAlias = Mapping[str, np.ndarray]
+Kind = Literal["weight", "rounding", "float"]
 
 # what rewriting a graph adds to the name of a tensor that holds the same numbers
 _SUFFIXES = ("_quantized", "_dequantized", "_tokens_first", "/first", "_half", "_float")
 _BIAS = "_bias_dequantized"
+# nodes whose output holds the rounding of activations, and those that look rows up in 4 bits
+_ROUNDING = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits", *INTEGER_PRODUCTS)
+TABLES = ("GatherBlockQuantized",)
 _ALIKE = 0.05  # inside an attention, whose products no form of ours rounds
 
 
@@ -35,6 +41,8 @@ class Check:
     Attributes:
         node: what makes it, or multiplies by it.
         tensor: its name.
+        kind: what makes it inexact: a rounded weight, rounded activations, or nothing but the
+            order of float sums.
         local: its relative error where the node's inputs are the reference's.
         error: its relative error as the graph runs.
         before: the largest relative error that the node's inputs carry as the graph runs.
@@ -42,6 +50,7 @@ class Check:
 
     node: onnx.NodeProto
     tensor: str
+    kind: Kind
     local: float
     error: float
     before: float
@@ -101,13 +110,18 @@ class Pair:
 
     def checks(self) -> Iterator[Check]:
         """Yield every comparison in the order in which the graph computes."""
+        weights, stored = read_weights(self.model), initializers(self.model)
+        rounded = {  # weights that are integers in the file: each layer shows its own rounding
+            node.output[0]
+            for node in self.model.graph.node
+            if node.op_type == "DequantizeLinear" and node.input[0] in stored
+        }
         given = {
             name: np.ascontiguousarray(values, self.carried[name].dtype)
             for name, values in self.matched.items()
-            if self.made_by[name].op_type != "QuantizeLinear"  # integers: not to be given
+            if name not in rounded and self.made_by[name].op_type != "QuantizeLinear"  # integers
         }
         self.own = self._run(given)
-        weights, stored = read_weights(self.model), initializers(self.model)
         for node in self.model.graph.node:
             before = max((self._error(name) for name in self._inputs(node)), default=0.0)
             if node.output[0] in weights:
@@ -116,16 +130,27 @@ class Pair:
                 if expected is not None and expected.shape in (values.shape, values.T.shape):
                     turned = expected if expected.shape == values.shape else expected.T
                     error = weight_error(values, turned, 1)
-                    yield Check(node, name, error, error, 0.0)
+                    yield Check(node, name, "weight", error, error, 0.0)
             for name in node.output:
                 if name not in self.matched:
                     continue
                 got, expected = self.own[name], self.matched[name]
-                local = relative_error(got, expected)
-                if node.op_type == "DequantizeLinear" and node.input[0] in stored and got.ndim > 1:
+                if name in rounded and got.ndim > 1:
                     axis = int(attribute(node, "axis", 0))  # type: ignore[call-overload]
-                    local = weight_error(got, expected, axis)
-                yield Check(node, name, local, self._error(name), before)
+                    error = weight_error(got, expected, axis)
+                    yield Check(node, name, "weight", error, error, 0.0)
+                elif node.op_type in _ROUNDING or rounded.intersection(node.input):
+                    local = rounding_error(got, expected)
+                    yield Check(node, name, "rounding", local, self._error(name), before)
+                else:
+                    local, kind = relative_error(got, expected), self._kind(node)
+                    yield Check(node, name, kind, local, self._error(name), before)
+
+    def _kind(self, node: onnx.NodeProto) -> Kind:
+        """Whether a node without rounding of its own looks rows up in a rounded table."""
+        makers = (self.made_by[name] for name in node.input if name in self.made_by)
+        scaled = any(x.input[0].endswith(SCALE_SUFFIX) for x in makers if x.op_type == "Gather")
+        return "weight" if scaled or node.op_type in TABLES else "float"
 
     def _error(self, name: str) -> float:
         return relative_error(self.carried[name], self.matched[name])
@@ -174,21 +199,26 @@ def first_wrong(
     right: Callable[[str], bool | None],
     wrong: set[str],
 ) -> onnx.NodeProto | None:
-    """Return the first node whose output is wrong and leads to nothing that is right.
+    """Return the first node whose inputs are right and whose output is wrong.
 
     Args:
         nodes: in topological order.
         right: whether a tensor has a counterpart; None where that cannot be told.
         wrong: tensors known to have none.
     """
-    judged = {n: right(n) for node in nodes for n in node.output if n and n not in wrong}
-    leads = {name for name, verdict in judged.items() if verdict}  # to something right
+    judged = {n: n not in wrong and right(n) for node in nodes for n in node.output if n}
+    fine = {name for name, verdict in judged.items() if verdict}
+    after: dict[str, list[str]] = defaultdict(list)  # what is made from a tensor
+    for node in nodes:
+        for name in node.input:
+            after[name] += [out for out in node.output if out]
+    # an intermediate step that the reference takes in another way is excused where all that is
+    # made from it is right; that something is does not do: a softmax may swallow any error
     for node in reversed(nodes):
-        if leads.intersection(node.output):
-            leads.update(node.input)
-    lost = {name for name, verdict in judged.items() if verdict is False} - leads | wrong
+        fine.update(
+            n for n in node.output if n not in wrong and after[n] and fine.issuperset(after[n])
+        )
+    lost = {name for name, verdict in judged.items() if verdict is False} - fine
     suspects = [node for node in nodes if lost.intersection(node.output)]
-    # an intermediate step that the reference takes in another way may come before the fault:
-    # rather the node all of whose inputs are right
     sound = [node for node in suspects if not lost.intersection(node.input)]
     return next(iter(sound or suspects), None)

@@ -69,7 +69,7 @@ def specialize(
         from flows.specialize import specialize as run
         from tasks.summary import next_steps, print_summary
 
-        report = run(plan, out)
+        report = run(plan, out, from_sweep)
         print_summary(report)
         next_steps(report, out)
     raise typer.Exit(EXIT_CODES[report["verdict"]["status"]])

@@ -10,7 +10,7 @@ from tasks.config import Recipe
 from tasks.export import export
 from tasks.held_out import held_out
 from tasks.points import between, laddered, points, stored_as, unshrunk
-from tasks.profile import profile, reachable, say_where_it_is_from
+from tasks.profile import profile, say_where_it_is_from, speeds_of
 from tasks.progress import watching
 from tasks.quantize import quantize
 from tasks.sweep import compare, wanted_between
@@ -84,17 +84,17 @@ def make_family(recipe: Recipe, begun: Begun) -> tuple[Family, Artifact]:
     """Make every point of the recipe's sweep; returns the family, and how its members compare."""
     data, generalist = begun.data, begun.generalist
     teacher = teach(recipe, data, generalist)
-    plan = laddered(recipe, recipe.sweep.speedups).planned()
+    asked = recipe.sweep.speedups
+    plan = laddered(recipe, asked or []).planned()
     dense = export_dense(plan, data, generalist, teacher)
     family = Family(recipe, data, teacher, dense[1])
-    speeds = recipe.sweep.speedups
-    if speeds:
+    if asked != []:
         family.profiled = profile(plan, data, teacher, *dense)
         say_where_it_is_from(family.profiled)
-        speeds = reachable(plan, family.profiled, speeds)
-        say_what_is_out_of_reach(recipe.sweep.speedups, speeds)
-    for speed in speeds:
-        family.climb(speed)
+        speeds = speeds_of(plan, family.profiled)
+        say_what_is_out_of_reach(asked or [], speeds)
+        for speed in speeds:
+            family.climb(speed)
     if recipe.sweep.search == "adaptive":
         family.refine()
     student, zeros = teacher, unshrunk(recipe)

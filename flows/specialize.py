@@ -11,6 +11,7 @@ from prefect import flow
 from flows.chain import begin, make
 from tasks.config import Recipe
 from tasks.embedded import embedded_prefect
+from tasks.from_sweep import read_sweep
 from tasks.home import home, require_writable
 from tasks.leaks import kept_rows
 from tasks.pages import show_pages
@@ -22,13 +23,17 @@ from tasks.track import track, tracked
 
 
 @flow(name="specialize")
-def specialize_flow(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
+def specialize_flow(
+    recipe: Recipe, out: str | None = None, sweep: str | None = None
+) -> dict[str, Any]:
     """Turn a generalist into a verified specialist.
 
     Args:
         recipe: Everything that one specialization needs to know.
         out: Folder for the specialist and its report; left out, runs/NAME.
+        sweep: Folder of the sweep that the recipe is a point of; its front is shown in the card.
     """
+    front = read_sweep(Path(sweep)) if sweep else None
     started, folder = time.time(), Path(out or f"runs/{recipe.name}")
     require_writable(folder, "out")
     require_profile(recipe)
@@ -44,15 +49,16 @@ def specialize_flow(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
             if others:
                 verified = spread(recipe, verified, *(other.verified for other in others))
             kept = kept_rows(begun.leaked, begun.data.metrics["test"]["n"])
-            report = track(
-                recipe, run, begun.data, made.specialist, verified, stages, folder, started, kept
-            )
+            end = (stages, folder, started, kept, front)
+            report = track(recipe, run, begun.data, made.specialist, verified, *end)
 
     show_pages(recipe, report, folder)
     return report
 
 
-def specialize(recipe: Recipe, out: str | Path | None = None) -> dict[str, Any]:
+def specialize(
+    recipe: Recipe, out: str | Path | None = None, sweep: str | Path | None = None
+) -> dict[str, Any]:
     """Run a recipe from Python, with Prefect's and MLflow's stores under <home>.
 
     Returns the report (the content of report.json); raises what a user can mend as a `ValueError`
@@ -60,4 +66,4 @@ def specialize(recipe: Recipe, out: str | Path | None = None) -> dict[str, Any]:
     """
     require_writable(home(), "WINNOW_HOME")
     with embedded_prefect(), watch(watching()):
-        return specialize_flow(recipe, None if out is None else str(out))
+        return specialize_flow(recipe, *(None if x is None else str(x) for x in (out, sweep)))

@@ -18,6 +18,7 @@ from models._torchvision import ensure_torchvision
 from models.checkpoint import Bundle, check_finite, read_safetensors
 from models.delta import find_head
 from models.errors import GeneralistError
+from models.licence import licence_of_source
 from models.text import (
     ENCODERS,
     TextClassifier,
@@ -244,7 +245,7 @@ def _load_transformers(source: str, name: str, max_length: int) -> Bundle:
             "neck": model.neck_name,
             "classes": 0 if model.head is None else model.head.out_features,
         },
-        licence=_licence(name),
+        licence=licence_of_source(f"hf:{name}", {})["name"],
     )
 
 
@@ -349,20 +350,3 @@ def _pooling_mode(config: dict[str, Any], name: str) -> str:
     if mode not in modes:
         raise GeneralistError(f"generalist {name!r}: pooling {mode!r}; supported: mean, cls")
     return modes[mode]
-
-
-def _licence(name: str) -> str | None:
-    """Return the licence that the model card's front matter states."""
-    card = _optional(name, "README.md")
-    if card is None:
-        return None
-    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
-    if not lines or lines[0].strip() != "---":
-        return None
-    for line in lines[1:]:
-        if line.strip() == "---":
-            break
-        key, _, value = line.partition(":")
-        if key.strip() == "license" and value.strip():
-            return value.strip()
-    return None

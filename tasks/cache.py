@@ -40,6 +40,7 @@ _WIRING = {
 # The libraries whose version can change a stage's result.
 _LIBRARIES = (
     "datasets",
+    "imagehash",
     "numpy",
     "onnx",
     "onnx-ir",
@@ -48,6 +49,7 @@ _LIBRARIES = (
     "pandas",
     "pillow",
     "pyarrow",
+    "rapidfuzz",
     "safetensors",
     "scikit-learn",
     "scipy",

@@ -24,7 +24,7 @@ def recipe_from_sweep(folder: Path, name: str | None = None) -> Recipe:
     Raises:
         RecipeError: no sweep lies in `folder`, no point passed, or none is called `name`.
     """
-    report = _read(folder / "sweep.json")
+    report = read_sweep(folder)
     plain = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
     recipe = parse_recipe(plain, str(folder / "recipe.yaml"))
     rows = {row["point"]: row for row in report["points"]}
@@ -43,7 +43,9 @@ def recipe_from_sweep(folder: Path, name: str | None = None) -> Recipe:
     return parse_recipe(alone.model_dump(mode="json"), f"--from-sweep: {chosen}")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """The content of a finished sweep's sweep.json; raises `RecipeError` where there is none."""
+    path = folder / "sweep.json"
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         if report["schema"] == 1 and report["points"]:

@@ -32,10 +32,12 @@ def load(recipe: Recipe, *, into: Path, progress: Callback) -> dict[str, Any]:
     # torch, timm and transformers take five seconds to import; a reused stage needs none of them
     from models.checkpoint import save_bundle
     from models.generalists import load_generalist
+    from models.licence import licence_of_source
     from models.structure import prunable_layers, segments
     from tasks.batches import blank, dense_layers, weight_of
 
-    bundle = load_generalist(recipe.generalist.source, max_length=recipe.generalist.max_length)
+    source = recipe.generalist.source
+    bundle = load_generalist(source, max_length=recipe.generalist.max_length)
     layers = prunable_layers(bundle.model, blank(bundle))
     parts = [part.name for part in segments(bundle.model, blank(bundle))]
     dense_layers(list(layers), parts, recipe.prune.keep_dense)
@@ -45,7 +47,7 @@ def load(recipe: Recipe, *, into: Path, progress: Callback) -> dict[str, Any]:
         "labels": len(bundle.labels or ()),
         "parameters": sum(p.numel() for p in bundle.model.parameters()),
         "prunable": sum(weight_of(layer).numel() for layer in layers.values()),
-        "licence": bundle.licence,
+        "licence": licence_of_source(source, getattr(bundle.model, "pretrained_cfg", None) or {}),
     }
 
 

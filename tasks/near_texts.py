@@ -27,6 +27,7 @@ NEARLY = 86.0  # per cent: enough where the embeddings are almost one
 ALMOST_ONE = 0.99  # cosine
 NEIGHBOURS = 5  # a text's nearest in the support set, by embedding
 _SAME_WORD = 60.0  # per cent: a typing error or another form of the word
+_TYPING_ERROR = 80.0  # per cent: enough of one word of four letters or more, all others the same
 _OTHER_WORDS = 50  # one word in so many may stand for another one: a date in a long report
 
 _MOST_LETTERS = 1000  # of a text that are compared beyond the key
@@ -51,6 +52,7 @@ _NEGATED = (
     *("would", "could", "should", "must", "need", "might"),
 )
 _NO = {f"{word}nt" for word in (*_NEGATED, "ca", "wo")} | {"not", "no", "never", "without", "nor"}
+_OPPOSITE = ("un", "de", "dis", "in", "im", "non", "mis")
 # towards the short form ("whats"), because a lost apostrophe cannot be told from it
 _SHORT = {f"{word} {verb}": word + end for end, (verb, words) in _VERBS.items() for word in words}
 _SHORT |= {f"{word} not": f"{word}nt" for word in _NEGATED}
@@ -129,7 +131,8 @@ def near_texts(
         for one, other, spelling in alike:
             near = cosines[:, column[other]]
             close = (near > near[one]).sum() < NEIGHBOURS
-            if close and (spelling >= least_alike or near[one] >= ALMOST_ONE):
+            enough = spelling >= least_alike or near[one] >= ALMOST_ONE
+            if close and (enough or _typing_error(words[one], words[other])):
                 found.append(Near(one, other, "embedding", spelling / 100))
     first = len(support)
     across = [pair._replace(second=pair.second - first) for pair in found if pair.second >= first]
@@ -142,19 +145,43 @@ def same_words(one: str, other: str) -> bool:
     Every word of the one that the other lacks must have a look-alike there; words with digits, and
     how often something is denied, must be the same. One in fifty words may be another.
     """
-    ours, theirs = Counter(one.split()), Counter(other.split())
-    if sum(ours[word] for word in _NO) != sum(theirs[word] for word in _NO):
+    ours, theirs = one.split(), other.split()
+    if sum(word in _NO for word in ours) != sum(word in _NO for word in theirs):
         return False
-    fewer, more = sorted(
-        (list((ours - theirs).elements()), list((theirs - ours).elements())), key=len
-    )
+    fewer, more = sorted(_apart(ours, theirs), key=len)
     changed = 0
     for word in fewer:
         best = max(more, key=lambda candidate: fuzz.ratio(word, candidate))
         more.remove(best)
-        digits = any(letter.isdigit() for letter in word + best)
-        changed += digits or fuzz.ratio(word, best) < _SAME_WORD
-    return changed <= max(ours.total(), theirs.total()) // _OTHER_WORDS
+        changed += not _same_word(word, best)
+    return changed <= max(len(ours), len(theirs)) // _OTHER_WORDS
+
+
+def _apart(one: Sequence[str], other: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of each that the other lacks."""
+    ours, theirs = Counter(one), Counter(other)
+    return list((ours - theirs).elements()), list((theirs - ours).elements())
+
+
+def _same_word(one: str, other: str) -> bool:
+    """Whether a word may be an error in, or a form of, another, and neither a number of it nor its
+    opposite ("lock", "unlock").
+    """
+    short, long = sorted((one, other), key=len)
+    if any(letter.isdigit() for letter in one + other):
+        return False
+    return long not in {prefix + short for prefix in _OPPOSITE} and (
+        fuzz.ratio(one, other) >= _SAME_WORD
+    )
+
+
+def _typing_error(one: str, other: str) -> bool:
+    """Whether two texts are the same but for an error in one longer word, not at its beginning."""
+    ours, theirs = _apart(one.split(), other.split())
+    if len(ours) != 1 or len(theirs) != 1:
+        return False
+    longer = min(len(ours[0]), len(theirs[0])) >= 4
+    return longer and ours[0][0] == theirs[0][0] and fuzz.ratio(ours[0], theirs[0]) >= _TYPING_ERROR
 
 
 def _equal(support: Sequence[str], texts: Sequence[str]) -> Iterator[tuple[int, int]]:

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from exports.departure import FLOAT, HALF, INT8, Departure, first_departure
+from exports.departure import (
+    CLOSER,
+    FLOAT,
+    HALF,
+    INT8,
+    Departure,
+    Tolerance,
+    first_departure,
+)
 from exports.half import HalfError, convert_half
 from exports.onnxfile import GraphError
 from exports.parity import hop, judged
@@ -126,8 +134,10 @@ class _Chain:
         """
         row = hop("pruned->int8", self.logits["pruned"], self.logits["specialist"], self.labels)
         before, after = (self.folders[name] / GRAPH for name in ("pruned", "specialist"))
-        node = self._departure(before, after, INT8)
         limits = {"agreement": self.asked.parity_agreement}
+        node = self._departure(before, after, INT8)
+        if node is None and judged(row, limits)["broken"]:
+            node = self._departure(before, after, CLOSER)
         return {**judged(row, limits, node=node), "n": len(self.test)}
 
     def served(self, served: Path) -> list[Row]:
@@ -193,7 +203,7 @@ class _Chain:
         return preprocess.pad([row for row in rows if len(row) == usual][:_FEW])
 
     def _departure(
-        self, before: Path, after: Path, tolerance: float, **how: Any
+        self, before: Path, after: Path, tolerance: Tolerance, **how: Any
     ) -> Departure | None:
         try:
             return first_departure(before, after, self._few(), tolerance=tolerance, **how)

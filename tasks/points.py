@@ -98,7 +98,7 @@ def recipe_of(recipe: Recipe, way: Sequence[float], point: Point) -> Recipe:
 
 def require_points(recipe: Recipe) -> None:
     """Raise where the sweep has nothing to sweep over."""
-    if not recipe.sweep.speedups and not recipe.sweep.sparsities:
+    if recipe.sweep.speedups == [] and not recipe.sweep.sparsities:
         raise RecipeError(
             "sweep.speedups: [] and sweep.sparsities: [] leave no point; name speeds such as "
             "[2, 3, 4] or shares of zeros such as [0.5, 0.75]"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tasks.splits import load_split
 from tasks.stage import stage
 
 _SCHEMA = 1
+_WIDEST = 3.0  # the fastest of a sweep over what the format alone gives
 _AGAIN = "make it anew with `winnow profile RECIPE --out FILE` on the machine that serves"
 
 
@@ -109,15 +111,25 @@ def profile(
     return facts
 
 
-def reachable(recipe: Recipe, profiled: Artifact, speedups: Sequence[float]) -> list[float]:
-    """Those of `speedups` that the smallest sizes reach; raises where none does."""
-    facts = profiled.metrics
+def speeds_of(recipe: Recipe, profiled: Artifact) -> list[float]:
+    """The speeds of a sweep: those of the recipe in reach, or equal ratios over what is in reach.
+
+    The slowest is what the format gives without any shrinking, where the recipe names none.
+    """
+    asked, facts = recipe.sweep.speedups, profiled.metrics
     served = "int8" if recipe.quantize.format == "int8" else "float32"
-    most = facts["generalist_ms"] * (1 - recipe.shrink.margin) / facts["least_ms"][served]
-    found = [speed for speed in speedups if speed <= most]
-    if speedups and not found:
+    allowed = facts["generalist_ms"] * (1 - recipe.shrink.margin)
+    least, most = allowed / facts["dense_ms"][served], allowed / facts["least_ms"][served]
+    if asked is None:
+        end, count = min(most, _WIDEST * least), recipe.sweep.structures
+        ratio = (end / least) ** (1 / max(1, count - 1))
+        # rounded down: the first is to need no shrinking, the last is to be in reach
+        found = [math.floor(100 * least * ratio**k) / 100 for k in range(count)]
+        return [speed for speed, after in itertools.pairwise([*found, math.inf]) if speed < after]
+    found = [speed for speed in asked if speed <= most]
+    if asked and not found:
         raise RecipeError(
-            f"sweep.speedups: {speedups[0]:g} cannot be reached: the smallest sizes that "
+            f"sweep.speedups: {asked[0]:g} cannot be reached: the smallest sizes that "
             f"shrink.kinds allows are {math.floor(100 * most) / 100:g} times as fast as the "
             "generalist; ask for less"
         )

@@ -230,11 +230,13 @@ Form = Literal["float32", "int8", "int4"]
 class Sweep(Section):
     """The points of `winnow sweep`: structures of rising speed, each in every format."""
 
-    speedups: list[float] = Field(
-        default_factory=lambda: [1.5, 2.0, 2.5, 3.0, 4.0, 5.0],
+    speedups: list[float] | None = Field(
+        None,
         max_length=50,
         description="Speeds over the generalist that structure is shrunk for, rising; each "
-        "continues from the one before. Those that no size reaches are left out.",
+        "continues from the one before. Those that no size reaches are left out. Left out "
+        "themselves: `structures` speeds in equal ratios, from what the format alone gives to "
+        "three times that, as far as sizes reach.",
     )
     sparsities: list[float] = Field(
         default_factory=list,
@@ -248,7 +250,11 @@ class Sweep(Section):
         "held-out agreement with the teacher falls through what verify.max_drop allows.",
     )
     structures: int = Field(
-        6, ge=1, le=50, description="Structures that an adaptive search ends with, all in all."
+        6,
+        ge=1,
+        le=50,
+        description="How many structures there are where `speedups` is left out, and how many an "
+        "adaptive search ends with.",
     )
     formats: list[Form] = Field(
         default_factory=lambda: list[Form](("float32", "int8")),
@@ -264,8 +270,8 @@ class Sweep(Section):
 
     @field_validator("speedups")
     @classmethod
-    def _speeds_rise(cls, value: list[float]) -> list[float]:
-        return rising_speeds(value)
+    def _speeds_rise(cls, value: list[float] | None) -> list[float] | None:
+        return None if value is None else rising_speeds(value)
 
     @field_validator("sparsities")
     @classmethod

@@ -57,11 +57,13 @@ def track(
     out: Path,
     started: float,
     kept: Sequence[int] | None = None,
+    sweep: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Register the specialist, let it challenge the champion, fill `out`, record everything.
 
     Args:
         kept: rows of the test set that were judged; None: all.
+        sweep: content of sweep.json, where the run is a point of one: the card shows its front.
 
     Returns:
         The finished report.
@@ -71,14 +73,14 @@ def track(
     report["mlflow"] = {"run_id": run_id, "model_uri": None, "alias": None}
     report["seconds"] = {stage.title: stage.artifact.seconds for stage in stages}
     plain = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    pictures = card_pictures(report)
+    pictures = card_pictures(report, sweep)
     del report["models"]["pruned"]  # a step on the way: in the picture, not in the contract
     with tempfile.TemporaryDirectory(prefix="winnow-") as scratch:
         folder = Path(scratch, "specialist")
         folder.mkdir()
         files = [(path.name, path.read_bytes()) for path in ship(specialist.folder, folder)]
         if recipe.track.register_model:
-            for name, content in _card(report, pictures).items():
+            for name, content in _card(report, pictures, sweep).items():
                 (folder / name).write_bytes(content)
             (folder / promotion.RECIPE).write_text(plain, encoding="utf-8")
             _write_json(folder / promotion.REPORT, report)
@@ -98,7 +100,7 @@ def track(
             report["champion"] = None
     report["seconds"]["total"] = round(time.time() - started, 3)
     out.mkdir(parents=True, exist_ok=True)
-    files += [*_card(report, pictures).items(), ("recipe.yaml", plain.encode())]
+    files += [*_card(report, pictures, sweep).items(), ("recipe.yaml", plain.encode())]
     for name, content in files:
         write_atomically(out / name, content)
     # last, so that a report always describes the files that lie beside it
@@ -108,11 +110,13 @@ def track(
     return {**report, "page": url, "example": example if isinstance(example, str) else None}
 
 
-def _card(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> dict[str, bytes]:
+def _card(
+    report: Mapping[str, Any], pictures: Mapping[str, bytes], sweep: Mapping[str, Any] | None
+) -> dict[str, bytes]:
     """The card as Markdown and as one page, and the pictures that the Markdown names."""
     return {
-        "card.md": card_markdown(report).encode(),
-        "card.html": card_html(report, pictures).encode(),
+        "card.md": card_markdown(report, sweep).encode(),
+        "card.html": card_html(report, pictures, sweep).encode(),
         **{name: content for name, content in pictures.items() if "-dark" not in name},
     }
 

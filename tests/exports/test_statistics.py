@@ -146,6 +146,14 @@ def test_draws_that_agree_leave_the_examples_to_count() -> None:
     assert found["drop_ci"] == pytest.approx([drop.mean() - half, drop.mean() + half])
 
 
+def test_draws_that_happen_to_agree_in_the_mean_leave_an_interval() -> None:
+    drops = np.zeros((2, 40), int)
+    drops[0, :4], drops[1, 4:8] = (1, -1, 1, -1), (1, -1, 1, -1)
+    found = seeds_spread([(row >= 0, row <= 0) for row in drops])
+    half = 1.959963984540054 * np.sqrt(2 * drops.mean(axis=0).var(ddof=1) / 80)
+    assert found["drop_ci"] == pytest.approx([-half, half]) and half > 0.04
+
+
 def test_draws_that_cannot_be_compared_are_named() -> None:
     right = np.ones(3, bool)
     for draws in ([(right, right)], [(right, right), (right[:2], right[:2])]):

@@ -30,8 +30,8 @@ NAME = "tiny"
 MOMENTS = ("before_cursor_execute", "after_cursor_execute", "commit")
 
 
-def work(plan: dict[str, str]) -> None:
-    """What is interrupted: a new version is registered, then promoted."""
+def work(plan: dict[str, str], between: Callable[[], object] = lambda: None) -> None:
+    """What is interrupted: a new version is registered, then (after `between`) promoted."""
     folder = Path(plan["challenger"])
     identity = {
         registry.DIGEST: registry.served_digest(folder),
@@ -47,6 +47,7 @@ def work(plan: dict[str, str]) -> None:
         description="the challenger",
         about="",
     )
+    between()
     promote(f"{NAME}/{made.version.number}")
 
 
@@ -115,22 +116,26 @@ def main() -> None:
         shutil.copytree(origin, home, ignore=shutil.ignore_patterns("mlartifacts"))
         return home
 
-    def listed() -> list[str]:
+    def listed() -> tuple[list[str], int, float]:
         heard: list[str] = []
+        marks: list[int] = []
         at_moment(lambda _, statement: heard.append(statement))
         started = time.monotonic()
-        work(plan)
-        return [*heard, str(time.monotonic() - started)]
+        work(plan, lambda: marks.append(len(heard)))
+        return heard, marks[0], time.monotonic() - started
 
-    _, statements = child(fresh("whole"), listed)
-    assert isinstance(statements, list)
-    seconds = float(statements.pop())
+    _, told = child(fresh("whole"), listed)
+    assert isinstance(told, list)
+    statements, registered, seconds = told
     moves = [
         at
         for at, text in enumerate(statements, 1)
         if "registered_model_aliases" in text and not text.startswith("SELECT")
     ]
-    even = np.linspace(1, len(statements), 16).astype(int).tolist()
+    even = [
+        *np.linspace(1, registered, 5).astype(int).tolist(),
+        *np.linspace(registered + 1, len(statements), 14).astype(int).tolist(),
+    ]
     near = [at for move in moves for at in range(move - 1, move + 3)]
 
     for moment in sorted({*even, *near}):
@@ -145,13 +150,19 @@ def main() -> None:
 
         home = fresh(f"at-{moment}")
         status, _ = child(home, killed)
-        found = {"moment": moment, "of": len(statements), "moved": moves[-1], "status": status}
+        found = {
+            "moment": moment,
+            "of": len(statements),
+            "from": registered + 1,
+            "moved": moves[-1],
+            "status": status,
+        }
         found |= {"state": child(home, lambda home=home: state(home))[1]}
         if moment in moves:
             found |= {"recovered": child(home, lambda: recover(plan))[1]}
         print(json.dumps(found), flush=True)
 
-    for at in np.linspace(0.1, 0.9, 4):  # and by the clock, between statements too
+    for at in np.linspace(0.3, 0.95, 3):  # and by the clock, between statements too
         home = fresh(f"clock-{at:.2f}")
 
         def timed(after: float = float(at) * seconds) -> None:

@@ -73,6 +73,8 @@ def test_what_differs_in_meaning_has_another_key(one: str, other: str) -> None:
         ("flip the coin heads", "heads flip the coin", True),
         ("fly to seattle now", "fly to japan now", False),
         ("send 50 euros", "send 60 euros", False),
+        ("unlock my card", "lock my card", False),
+        ("deactivate my card", "activate my card", False),
         ("send 50 euros", "send 500 euros", False),
         ("i do like this", "i do not like this", False),
         ("i do like this", "i dont like this", False),
@@ -135,3 +137,18 @@ def test_spelling_further_apart_counts_where_embeddings_are_one() -> None:
     assert [(pair.first, pair.second, pair.how) for pair in close] == [(0, 0, "embedding")]
     apart = near_texts([one], [other], lambda texts: np.eye(2)[: len(texts)], silent)[0]
     assert apart == []
+
+
+@pytest.mark.parametrize(
+    ("other", "near"),
+    [
+        ("block my card plaese", True),
+        ("block my card plase", True),
+        ("clock my card please", False),
+        ("block my cart please", False),
+        ("unblock my card please", False),
+    ],
+)
+def test_an_error_in_a_longer_word_is_near(other: str, near: bool) -> None:
+    found, _ = near_texts(["block my card please"], [other], embed, silent)
+    assert [(pair.first, pair.second) for pair in found] == [(0, 0)] * near

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import tasks.parity
-from benchmarks.parity_faults import FAULTS, FORMS, Fault, Run, build, edit, has, named, outcomes
+from benchmarks.parity_faults import FAULTS, FORMS, Fault, edit, has, named, outcomes
+from benchmarks.small_runs import Run, build
 from exports.forms import Route
 from exports.onnxfile import layers, load_model
 from exports.parity import first_broken

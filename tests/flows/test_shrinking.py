@@ -117,7 +117,7 @@ def test_the_report_tells_what_was_taken(made: Any) -> None:
     assert quantized["route"] in ("static", "fused", "dynamic")
     assert sum(row["chosen"] for row in quantized["routes"]) == 1
     assert [row["samples"] for row in quantized["calibration"]] == [8, 16, 24]
-    assert report["parity"][1]["hop"] == "onnx->pruned"
+    assert "onnx->pruned" in {row["hop"] for row in report["parity"]}
     assert json.dumps(report, allow_nan=False)
 
 

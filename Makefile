@@ -16,7 +16,7 @@ PYTEST_ARGS ?=
 ASSETS ?=
 BENCH ?= .winnow/bench-speed
 
-.PHONY: help setup demo test test-all bench-speed lint format ui clean
+.PHONY: help setup demo test test-all bench-speed bench-verdict bench-leaks bench-parity bench-serving pages lint format ui clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -36,8 +36,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## the main job: recipes/intents.yaml into runs/demo
 	$(BIN)/winnow specialize recipes/intents.yaml --out $(DEMO_OUT)
 
+# Two processes, a file's tests together in one: two cores are what every machine has.
 test: setup  ## the quick tests
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-all: setup  ## every test, the slow ones too
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -52,6 +53,21 @@ bench-speed: setup  ## the speed study's tables; ASSETS=DIR makes the study anew
 	else \
 		$(BIN)/python benchmarks/speed.py table benchmarks/results/speed-rows.jsonl benchmarks/results/speed-times.jsonl; \
 	fi
+
+bench-verdict: setup  ## do the intervals hold? writes benchmarks/verdict.md (two minutes)
+	$(BIN)/python benchmarks/verdict_simulation.py
+
+bench-leaks: setup  ## planted leaks and false alarms; ASSETS=DIR for real data
+	$(BIN)/python benchmarks/leaks.py $(if $(ASSETS),--assets $(ASSETS))
+
+bench-parity: setup  ## planted faults, each to be named at its hop and node
+	$(BIN)/python benchmarks/parity_faults.py
+
+bench-serving: setup  ## requests a second, specialist against generalist, after `make demo`
+	$(BIN)/python benchmarks/serving.py $(DEMO_OUT)
+
+pages: setup  ## screenshots and checks of card, MLflow and Prefect pages in Chromium, after `make demo`
+	$(BIN)/python benchmarks/pages.py --out .winnow/pages --card $(DEMO_OUT)/card.html --home .winnow
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

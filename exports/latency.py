@@ -25,6 +25,15 @@ class Timings:
         medians = {name: float(np.median(times)) for name, times in self.rounds_ms.items()}
         object.__setattr__(self, "median_ms", medians)
 
+    def spread(self, name: str) -> float:
+        """Return how unsteady a model's times were: their third quartile over their first decile.
+
+        A machine of its own gives little above 1. On a busy one long calls are interrupted and
+        short ones are not, which moves a ratio of medians without widening its interval.
+        """
+        first, third = np.quantile(self.rounds_ms[name], (0.10, 0.75))
+        return float(third / first) if first > 0 else 1.0
+
     def ratio(self, a: str, b: str, confidence: float = 0.95) -> tuple[float, float, float]:
         """Return how many times faster `b` is than `a`: ratio of medians and its interval.
 

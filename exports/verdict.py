@@ -95,7 +95,8 @@ def verdict(
         drop_ci: (low, high) of the accuracy drop.
         max_drop: the drop that is still accepted.
         budgets: each {"name", "asked", "measured", "at_least": bool}: a budget of the recipe's
-            target and what was measured (None: not measured, which is inconclusive).
+            target and what was measured (None: not measured, which is inconclusive; so is one
+            with a "doubt", the reason for which its measurement cannot be relied on).
         needed: what `exports.power.examples_to_settle` says of this drop.
 
     Returns:
@@ -120,6 +121,9 @@ def verdict(
         sign = "at least" if budget["at_least"] else "at most"
         if measured is None:
             doubts.append(f"{budget['name']} was not measured, asked {sign} {asked:,.4g}")
+            continue
+        if budget.get("doubt"):
+            doubts.append(f"{budget['name']} is {measured:,.4g}, but {budget['doubt']}")
             continue
         held = measured >= asked if budget["at_least"] else measured <= asked
         text = f"{budget['name']} is {measured:,.4g}, asked {sign} {asked:,.4g}"

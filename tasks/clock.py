@@ -20,6 +20,10 @@ from tasks.layout import GRAPH
 from tasks.ledger import TRIMMED, with_fewer_rows
 from tasks.measure import Raws, time_graphs, timing_feeds, typical_tokens
 
+# where times spread more than this, the host was busy (see `Timings.spread`), and they are retaken
+STEADY = 1.5
+_TRIES = 3
+
 
 @dataclass(frozen=True)
 class Clocked:
@@ -69,7 +73,7 @@ def clocked(
                 ids = np.minimum(feeds["teacher"]["input_ids"], trimmed["kept"] - 1)
                 feeds[TRIMMED] = {**feeds["teacher"], "input_ids": ids}
                 counts[TRIMMED] = {"bytes": cut.stat().st_size}
-        timings = time_graphs(timed, feeds, recipe, recipe.verify.threads)
+        timings = _steadiest(timed, feeds, recipe)
         on_gpu = cuda_rows(recipe, files, feeds, counts, Path(scratch))
     # beside the headline; a runtime's threads and those of other processes get in each other's way
     ends = {name: files[name] for name in ("generalist", "specialist")}
@@ -84,3 +88,22 @@ def clocked(
             key = "tokens" if name == "teacher" else "specialist_tokens"
             speed[key] = feeds[name]["input_ids"].shape[1]
     return Clocked(timings, counts, speed, on_gpu)
+
+
+def _steadiest(
+    timed: Mapping[str, Path], feeds: Mapping[str, dict[str, np.ndarray]], recipe: Recipe
+) -> Timings:
+    """Time the graphs again, up to three times in all, where the host was busy meanwhile."""
+    best: Timings | None = None
+    for _ in range(_TRIES):
+        found = time_graphs(timed, feeds, recipe, recipe.verify.threads)
+        if best is None or _worst(found) < _worst(best):
+            best = found
+        if _worst(best) <= STEADY:
+            break
+    assert best is not None
+    return best
+
+
+def _worst(timings: Timings) -> float:
+    return max(timings.spread(name) for name in ("generalist", "specialist"))

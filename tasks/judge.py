@@ -24,6 +24,8 @@ from tasks.layout import LEVELS, QUANTIZED
 from tasks.ledger import ledger, predicted_ms
 
 _COMPARED = ("generalist", "teacher", "pruned", "specialist")
+_ENDS = ("generalist", "specialist")
+BUSY = 2.0  # times that spread more than this tell nothing (see `exports.latency.Timings.spread`)
 _CORNERS = {
     "dense": "teacher",
     "sparse": "pruned",
@@ -106,6 +108,7 @@ def judge(
             "ratio": ratio,
             "ratio_ci": ratio_ci,
             "repeats": asked.repeats,
+            "spread": {name: round(timings.spread(name), 3) for name in _ENDS},
             **_foreseen(recipe, profile, structure),
         },
         "sparsity": {
@@ -201,8 +204,19 @@ def _budgets(recipe: Recipe, report: Mapping[str, Any]) -> list[dict[str, Any]]:
         "bytes": (specialist["bytes"], False),
         "nonzero_ratio": (report["sparsity"]["nonzero_ratio"], True),
     }
+    spread = max(report["speed"]["spread"].values())
+    busy = (
+        f"the host was busy: times of one graph spread {spread:.1f}-fold; run it again when "
+        "nothing else runs"
+    )
     return [
-        {"name": name, "asked": getattr(asked, name), "measured": value, "at_least": at_least}
+        {
+            "name": name,
+            "asked": getattr(asked, name),
+            "measured": value,
+            "at_least": at_least,
+            "doubt": busy if name in ("speedup", "latency_ms") and spread > BUSY else None,
+        }
         for name, (value, at_least) in measured.items()
         if getattr(asked, name) is not None
     ]

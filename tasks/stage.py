@@ -146,12 +146,17 @@ class Stage:
             outside=self.outside(recipe) if self.outside and all_count else {},
         )
 
+    def _reusable(self, key: str) -> Artifact | None:
+        """What was published under a key, unless it called itself provisional."""
+        found = published(self.name, key)
+        return None if found is not None and found.metrics.get("provisional") else found
+
     def _orchestrated(
         self, recipe: Recipe, inputs: list[Artifact], key: str, title: str
     ) -> tuple[Artifact, bool]:
         # Prefect remembers that a key was computed; whether its folder is still whole it cannot
         # know, so a hit without an intact folder is refreshed.
-        stale = recipe.cache == "off" or published(self.name, key) is None
+        stale = recipe.cache == "off" or self._reusable(key) is None
         task = self.task.with_options(result_storage=home() / "results", refresh_cache=stale)
         runs = self._runs
         artifact = task(recipe, inputs, key, title)
@@ -161,7 +166,7 @@ class Stage:
         """Run as a Prefect task of the current flow, or reuse what an earlier run published."""
         title, key = _prefix.get() + (title or self.name), self.key(recipe, *inputs)
         if _bare.get():
-            known = None if recipe.cache == "off" else published(self.name, key)
+            known = None if recipe.cache == "off" else self._reusable(key)
             artifact, reused = known or self._make(recipe, inputs, key, title), known is not None
         else:
             artifact, reused = self._orchestrated(recipe, list(inputs), key, title)

@@ -229,7 +229,8 @@ def test_a_rerun_reuses_every_stage_and_the_version(
     assert report["mlflow"]["model_uri"] == run.report["mlflow"]["model_uri"]
     assert report["mlflow"]["run_id"] != run.report["mlflow"]["run_id"]
     assert len(mlflow_client(run).search_model_versions("name = 'tiny'")) == 1
-    same = [key for key in report if key not in ("mlflow", "seconds", "page")]
+    assert (run.report["champion"]["action"], report["champion"]["action"]) == ("first", "same")
+    same = [key for key in report if key not in ("mlflow", "seconds", "page", "champion")]
     assert {key: report[key] for key in same} == {key: run.report[key] for key in same}
 
 

@@ -28,6 +28,8 @@ CHAMPION = "champion"
 DIGEST, VERDICT = "winnow.specialist_sha256", "winnow.verdict"
 # a JSON list of the versions that were champion before this one, the latest first
 BEFORE = "winnow.champions_before"
+# what MLflow answers where there is no such model, and no such alias of it
+_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _KEPT_BEFORE = 50  # the longest history: a tag is no place for more
 # distributions that serving imports
 _REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow", "tokenizers")
@@ -136,8 +138,11 @@ def champion_of(name: str) -> Version | None:
         client = MlflowClient()
         try:
             found = client.get_model_version_by_alias(name, CHAMPION)
-        except MlflowException:
-            return None
+        except MlflowException as error:
+            # a store that is busy or away has a champion all the same: never take it for none
+            if error.error_code in _NOT_THERE:
+                return None
+            raise
         return Version(name, str(found.version), dict(found.tags))
 
 

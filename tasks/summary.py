@@ -57,7 +57,12 @@ def print_summary(report: Mapping[str, Any], console: Console | None = None) -> 
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     verdict = report["verdict"]
     console.print(f"\nverdict: {verdict['status'].upper()}", style=_STYLE[verdict["status"]])
-    for reason in verdict["reasons"]:
+    needed = verdict.get("needed")
+    champion = report.get("champion")
+    told = [*verdict["reasons"], *([needed["text"]] if needed else [])]
+    if champion:
+        told.append(f"champion: {champion['action']} ({'; '.join(champion['reasons'])})")
+    for reason in told:
         console.print(f"  - {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -100,7 +105,7 @@ def next_steps(report: Mapping[str, Any], out: Path) -> None:
     console, where = _console(), shlex.quote(str(out))
     tracked, sample = report["mlflow"], report["example"] or "photo.jpg"
     lines = [
-        ("result", f"{out}  (specialist.onnx, report.json, card.md, tradeoff.png)"),
+        ("result", f"{out}  (specialist.onnx, card.html, report.json)"),
         ("try it", f"winnow predict {where} {shlex.quote(sample)}"),
         ("pages", "winnow ui  (MLflow and Prefect in the browser)"),
     ]
@@ -171,6 +176,42 @@ def _findings(report: Mapping[str, Any]) -> list[str]:
         *_shape(report),
         *_integers(report),
         *_pays(sparsity.get("ledger", [])),
+        *_classes(report),
+        *_draws(report),
+        *_foreign(report),
+    ]
+
+
+def _classes(report: Mapping[str, Any]) -> list[str]:
+    """Which classes lost more than chance explains."""
+    rows = report["accuracy"].get("per_class") or []
+    worse = [row["class"] for row in rows if row["worse"]]
+    if not rows:
+        return []
+    return [f"classes  {', '.join(worse) if worse else 'none'} worse than chance explains"]
+
+
+def _draws(report: Mapping[str, Any]) -> list[str]:
+    """The drop over other draws of the shots, where there were any."""
+    found = report.get("seeds")
+    if not found:
+        return []
+    low, high = (100 * end for end in found["drop_ci"])
+    return [
+        f"draws    drop {100 * found['drop_mean']:.1f} points [{low:.1f}, {high:.1f}] over "
+        f"{len(found['rows'])} draws of the shots"
+    ]
+
+
+def _foreign(report: Mapping[str, Any]) -> list[str]:
+    """How well inputs outside the task can be told by the specialist's confidence."""
+    found = (report.get("limits") or {}).get("outside")
+    if not found:
+        return []
+    ours, theirs = (found["auroc"][name] for name in ("specialist", "teacher"))
+    return [
+        f"outside  told from the task's own at AUROC {ours:.2f} (teacher {theirs:.2f}), "
+        f"{found['source']}"
     ]
 
 

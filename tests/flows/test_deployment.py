@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from flows.specialize import specialize_flow
+from flows.sweep import sweep_flow
 from tasks.config import Recipe
 from tasks.recipes import load_recipe
 
@@ -40,12 +41,14 @@ def test_every_field_of_the_form_is_described() -> None:
 
 def test_the_deployment_names_the_flow_and_a_valid_recipe() -> None:
     plain = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    (deployment,) = plain["deployments"]
-    path, _, name = deployment["entrypoint"].partition(":")
-    assert (ROOT / path).is_file()
-    assert name == specialize_flow.fn.__name__
+    deployment, again = plain["deployments"]
+    for each, flow in ((deployment, specialize_flow), (again, sweep_flow)):
+        path, _, name = each["entrypoint"].partition(":")
+        assert (ROOT / path).is_file()
+        assert name == flow.fn.__name__
+        assert set(each["parameters"]) <= set(flow.parameters.properties)
+    assert again["parameters"] == deployment["parameters"]
     given = Recipe.model_validate(deployment["parameters"]["recipe"])
     # beside the recipe's own file, only its paths are written differently
     ours = load_recipe(ROOT / "recipes" / "intents.yaml")
     assert given == ours.model_copy(update={"task": given.task})
-    assert set(deployment["parameters"]) <= set(specialize_flow.parameters.properties)

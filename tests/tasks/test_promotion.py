@@ -305,3 +305,16 @@ def test_the_command_line_says_it_in_one_line(register: Register) -> None:
 def test_an_empty_store_is_told(home: Path) -> None:
     code, output = run("promote", "tiny")
     assert code == 2 and "no run has filled yet" in output
+
+
+def test_a_store_that_does_not_answer_is_not_taken_for_one_without_a_champion(
+    register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert decide(register())["action"] == "first"
+
+    def locked(*_: object) -> None:
+        raise mlflow.MlflowException("database is locked")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_model_version_by_alias", locked)
+    with pytest.raises(mlflow.MlflowException, match="locked"):
+        decide(register(extra_bytes=8))

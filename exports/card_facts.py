@@ -63,16 +63,20 @@ def leaks_section(report: Mapping[str, Any], rows: int | None) -> str:
         return f"{plural(shared, 'example')} of the support set {_are(shared)} in the test set too."
     kinds = ("exact", "near", "within", "conflicts")
     exact, near, within, conflicts = (leaks[kind] for kind in kinds)
+    looked = (leaks.get("policy") or {}).get("near") != "ignore"
+    unseen = "" if looked else " Nearly equal ones were not looked for: the recipe asks for that."
     if not exact + near + within + conflicts:
+        nearly = " or nearly" if looked else ""
         return (
-            "None found: no example of the support set is in the test set, as it is or nearly; "
-            "none is twice in the support set or under two labels."
+            f"None found: no example of the support set is in the test set, as it is{nearly}; "
+            f"none is twice in the support set or under two labels.{unseen}"
         )
     lines = [
         f"Support and test set share {plural(exact, 'example')} as {_they(exact)} and {near:,} "
         f"nearly. Inside the support set {within:,} {_are(within)} there twice, or nearly. "
         f"{plural(conflicts, 'pair stands', 'pairs stand')} under two labels."
     ]
+    lines[0] += unseen
     if leaks.get("dropped"):
         lines[0] += f" {plural(leaks['dropped'], 'row')} left the test set for it."
     policy = leaks.get("policy") or {}

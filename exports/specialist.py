@@ -89,8 +89,10 @@ class Specialist:
     def logits(self, raws: Iterable[Any], batch_size: int = 32, first_row: int = 0) -> np.ndarray:
         """Return logits, float32 (N, K), in the order of the inputs.
 
-        Texts of equal length run together: no text is padded, so its logits do not depend on its
-        neighbours, and no time goes into padding.
+        Texts of equal length run together: none is padded, so that no time goes into padding and
+        no text's logits into its neighbours'. What is left of neighbours is in graphs that find
+        their ranges at run time (the dynamic INT8 form): those are a batch's, and the report's
+        parity hop `batches` tells what that moves.
 
         Args:
             first_row: what an error calls the first input; for a caller that goes by chunks.

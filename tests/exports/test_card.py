@@ -7,6 +7,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from exports.card import card_html, card_markdown, model_table
+from exports.card_facts import leaks_section
 from exports.markdown import markdown_table, plain
 from exports.sweep_card import points_table, sweep_markdown
 from exports.verdict import wilson
@@ -354,3 +355,11 @@ def test_a_text_of_the_users_is_shown_as_it_is(text: str) -> None:
 def test_plain_names_stay_as_they_are() -> None:
     for name in ("card_lost_or_stolen", "1.5x-int8", "great white shark", "-0.5", "C++"):
         assert plain(name) == name
+
+
+def test_near_copies_that_were_not_looked_for_are_not_said_to_be_none() -> None:
+    report = full_report()
+    report["leaks"] |= {"exact": 0, "near": 0, "within": 0, "conflicts": 0, "found": []}
+    report["leaks"]["policy"] = {"exact": "stop", "near": "ignore", "conflicts": "warn"}
+    told = leaks_section(report, None)
+    assert "or nearly" not in told and "were not looked for" in told

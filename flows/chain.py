@@ -57,12 +57,7 @@ def make(recipe: Recipe, begun: Begun) -> Made:
     told: list[Artifact] = []
     if recipe.shrinks:
         smaller, told = shrink_in_steps(recipe, data, generalist, teacher, dense)
-    pruned = smaller
-    for rung in recipe.rungs:
-        pruned = prune_to(recipe, rung, data, teacher, pruned)
-    if recipe.trims and data.metrics["modality"] == "text":
-        pruned = trim(recipe, data, pruned)
-        told = [*told, pruned]
+    pruned = take_rest(recipe, data, teacher, smaller)
     specialist = quantize(recipe, data, pruned, title="quantize specialist")
     graphs = [*dense]
     if recipe.shrinks and recipe.rungs:
@@ -71,6 +66,16 @@ def make(recipe: Recipe, begun: Begun) -> Made:
     graphs.append(export(recipe, data, specialist, title="export specialist"))
     told = [begun.leaked, pruned, *told]
     return Made(graphs[-1], verify(recipe, data, generalist, teacher, *graphs, *told))
+
+
+def take_rest(recipe: Recipe, data: Artifact, teacher: Artifact, smaller: Artifact) -> Artifact:
+    """What else goes once the structure is chosen: single weights, then rows of the vocabulary."""
+    pruned = smaller
+    for rung in recipe.rungs:
+        pruned = prune_to(recipe, rung, data, teacher, pruned)
+    if recipe.trims and data.metrics["modality"] == "text":
+        pruned = trim(recipe, data, pruned)
+    return pruned
 
 
 def export_dense(

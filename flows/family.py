@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from flows.chain import Begun, export_dense, prune_to, shrink_to
+from flows.chain import Begun, export_dense, prune_to, shrink_to, take_rest
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
 from tasks.export import export
@@ -48,7 +48,7 @@ class Family:
         assert self.profiled is not None
         student = shrink_to(plan, len(way), self.data, self.teacher, start, self.profiled)
         self.students[speed], self.ways[speed] = student, way
-        self.export(student, f"{speed:g}x")
+        self.export(take_rest(plan, self.data, self.teacher, student), f"{speed:g}x")
 
     def export(self, student: Artifact, name: str) -> None:
         """One structure as a graph in every format of the sweep."""

@@ -119,12 +119,15 @@ def speeds_of(recipe: Recipe, profiled: Artifact) -> list[float]:
     asked, facts = recipe.sweep.speedups, profiled.metrics
     served = "int8" if recipe.quantize.format == "int8" else "float32"
     allowed = facts["generalist_ms"] * (1 - recipe.shrink.margin)
-    least, most = allowed / facts["dense_ms"][served], allowed / facts["least_ms"][served]
+    least = allowed / facts["dense_ms"][served]
+    # parts of a model that is all overhead may add up to more than the whole: then all is in reach
+    fastest = facts["least_ms"][served]
+    most = allowed / fastest if fastest > 0 else math.inf
     if asked is None:
         end, count = min(most, _WIDEST * least), recipe.sweep.structures
         ratio = (end / least) ** (1 / max(1, count - 1))
         # rounded down: the first is to need no shrinking, the last is to be in reach
-        found = [math.floor(100 * least * ratio**k) / 100 for k in range(count)]
+        found = [math.floor(100 * least * ratio**k + 1e-6) / 100 for k in range(count)]
         return [speed for speed, after in itertools.pairwise([*found, math.inf]) if speed < after]
     found = [speed for speed in asked if speed <= most]
     if asked and not found:

@@ -27,6 +27,7 @@ __all__ = [
 
 _RESAMPLES = 500
 _CHUNK = 50  # resamples held at a time
+_FEW_PAIRS = 2  # discordant pairs a draw, up to which a variance is no guide
 _FEWEST_BINS, _MOST_BINS = 3, 15
 
 
@@ -209,6 +210,7 @@ def seeds_spread(
     t with S - 1 degrees of freedom: each source of variance has a quantile of its own, as in the
     modified large-sample intervals of Graybill and Wang (JASA 75, 1980). t over the draws alone
     would forget that they share the examples, and a bootstrap of two or three draws is too short.
+    With two discordant pairs a draw or fewer, the interval is at least the draws' mean exact one.
 
     Args:
         draws: by draw, whether the teacher and the specialist answered right, (N,) each, on the
@@ -235,10 +237,16 @@ def seeds_spread(
     t = float(stats.t.ppf(0.5 + confidence / 2, count - 1))
     both = t * t * ms_draw + z * z * max(0.0, ms_example - ms_rest)
     half = math.sqrt(max(both, z * z * ms_example) / (count * n))
+    low, high = max(-1.0, mean - half), min(1.0, mean + half)
+    if (drops != 0).sum() <= _FEW_PAIRS * count:
+        # hardly a discordant pair: variances say nothing, and no pair at all is no certainty
+        ends = [paired_bounds(int((d > 0).sum()), int((d < 0).sum()), n, confidence) for d in drops]
+        low = min(low, float(np.mean([end[0] for end in ends])))
+        high = max(high, float(np.mean([end[1] for end in ends])))
     return {
         "drop_mean": mean,
         "drop_sd": float(by_draw.std(ddof=1)),
-        "drop_ci": [max(-1.0, mean - half), min(1.0, mean + half)],
+        "drop_ci": [low, high],
         "method": (
             f"two-way layout of {count} draws and {n} examples: t over the draws, normal over the "
             "examples"

@@ -159,3 +159,12 @@ def test_draws_that_cannot_be_compared_are_named() -> None:
     for draws in ([(right, right)], [(right, right), (right[:2], right[:2])]):
         with pytest.raises(ValueError, match="draws of shapes"):
             seeds_spread(draws)
+
+
+def test_draws_that_never_differ_are_no_certainty() -> None:
+    right = np.ones(100, bool)
+    found = seeds_spread([(right, right), (right, right)])
+    low, high = found["drop_ci"]
+    assert found["drop_mean"] == 0.0
+    assert (low, high) == pytest.approx(paired_bounds(0, 0, 100, 0.95)[:2])
+    assert low < 0 < high

@@ -29,6 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.leak_edits import IMAGE_EDITS, TEXT_EDITS, Edit
+from exports.runtime import host_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_ALARMS = 0.01
@@ -266,7 +267,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="file for the page: what judge and bounds print")
     args = parser.parse_args()
     started, good = time.monotonic(), True
-    text = [_PAGE]
+    host = host_profile()
+    text = [_PAGE + f"Seconds are of {host['cpu']}, {host['usable_cores']} cores.\n"]
     for what in ("judge", "bounds") if args.out else (args.what,):
         text += [_BOUNDS.format(detail=DETAIL, alike=ALIKE / 100)] * (what == "bounds")
         for one in studies(args.assets, "chosen" if what == "bounds" else "judged"):

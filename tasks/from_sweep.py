@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tasks.config import Recipe
 from tasks.errors import RecipeError
 from tasks.points import Point, recipe_of
-from tasks.recipes import parse_recipe
+from tasks.recipes import load_recipe, parse_recipe
 
+_NEEDED = {"point", "path", "speedup_asked", "sparsity_asked", "format"}
 _AGAIN = "run `winnow sweep RECIPE` again"
 
 
@@ -25,8 +24,7 @@ def recipe_from_sweep(folder: Path, name: str | None = None) -> Recipe:
         RecipeError: no sweep lies in `folder`, no point passed, or none is called `name`.
     """
     report = read_sweep(folder)
-    plain = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    recipe = parse_recipe(plain, str(folder / "recipe.yaml"))
+    recipe = load_recipe(folder / "recipe.yaml")
     rows = {row["point"]: row for row in report["points"]}
     chosen = name or report["picked"]
     if chosen is None:
@@ -48,12 +46,13 @@ def read_sweep(folder: Path) -> dict[str, Any]:
     path = folder / "sweep.json"
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        if report["schema"] == 1 and report["points"]:
+        known = all(row.keys() >= _NEEDED for row in report["points"])
+        if report["schema"] == 1 and known and {"picked", "picked_why"} <= report.keys():
             return report
     except OSError:
         raise RecipeError(
             f"--from-sweep: {path} is not there; give the folder of a finished sweep"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise RecipeError(f"--from-sweep: {path} is not a sweep of this version; {_AGAIN}")

@@ -21,14 +21,13 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Value
 from PIL import Image
 
+from exports.columns import IMAGE_NAMES, TEXT_NAMES
 from tasks.digests import IMAGE_SUFFIXES
 from tasks.errors import DataError
 
 Modality = Literal["image", "text"]
 
 _TABLES = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
-_TEXT_NAMES = ("text", "sentence", "utterance", "query", "question", "message", "content", "review")
-_IMAGE_NAMES = ("image", "img", "picture", "photo", "file_name", "file", "path")
 _LABEL_NAMES = ("label", "labels", "class", "intent", "category", "target", "topic", "y")
 DIGITS = "sklearn:digits"
 
@@ -260,7 +259,7 @@ def _label_column(
         if name not in inputs
         and (_is_text(feature) or getattr(feature, "dtype", "").startswith(("int", "uint", "bool")))
         and not _is_image(table, name)
-        and name.lower() not in _TEXT_NAMES
+        and name.lower() not in TEXT_NAMES
     ]
     found = _preferred(classes, _LABEL_NAMES) or _preferred(plain, _LABEL_NAMES)
     if found is None:
@@ -289,10 +288,10 @@ def _input_column(
     others = [name for name in table.column_names if name != label]
     images = [name for name in others if _is_image(table, name)]
     if images:
-        found = _preferred(images, _IMAGE_NAMES)
+        found = _preferred(images, IMAGE_NAMES)
         if found is not None:
             return "image", found
-    found = _preferred([n for n in others if _is_text(table.features[n])], _TEXT_NAMES)
+    found = _preferred([n for n in others if _is_text(table.features[n])], TEXT_NAMES)
     if found is not None and not images:
         return "text", found
     raise DataError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,4 +104,27 @@ def test_an_adaptive_search_looks_where_agreement_falls_through() -> None:
 
 def test_no_sweep_in_the_folder_is_one_line(tmp_path: Any) -> None:
     with pytest.raises(RecipeError, match=r"--from-sweep: .*sweep\.json is not there"):
+        recipe_from_sweep(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1, "points": [3]}', '{"schema": 2}'])
+def test_what_is_no_sweep_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(RecipeError, match=r"sweep\.json is not a sweep of this version"):
+        recipe_from_sweep(tmp_path)
+
+
+@pytest.mark.parametrize("text", [None, "name: [", "7", "name: x"])
+def test_a_sweep_without_a_sound_recipe_is_one_line(tmp_path: Path, text: str | None) -> None:
+    row = {"point": "2x-int8", "path": [2], "speedup_asked": 2, "sparsity_asked": None}
+    sweep = {
+        "schema": 1,
+        "picked": "2x-int8",
+        "picked_why": "",
+        "points": [row | {"format": "int8"}],
+    }
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+    if text is not None:
+        (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"recipe\.yaml"):
         recipe_from_sweep(tmp_path)

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from tasks.errors import RecipeError, bad_input
-
-PASS, UNEXPECTED, BAD_INPUT = 0, 1, 2
-EXIT_CODES = {"pass": PASS, "fail": 3, "inconclusive": 4}
+from flows.terminal import EXIT_CODES, PASS, UNEXPECTED, begin, one_line_errors, quiet, terminate
+from tasks.errors import RecipeError
 
 app = typer.Typer(
     name="winnow",
@@ -49,7 +41,7 @@ def specialize(
     ] = None,
 ) -> None:
     """Run a recipe. Exit code: 0 pass, 3 fail, 4 inconclusive, 2 bad input, 1 anything else."""
-    with _one_line_errors():
+    with one_line_errors():
         from tasks.from_sweep import recipe_from_sweep
         from tasks.recipes import changed, load_recipe
 
@@ -65,7 +57,7 @@ def specialize(
             assert from_sweep is not None
             plan = changed(recipe_from_sweep(from_sweep, point), changes or [])
         out = out or Path("runs") / plan.name
-        _begin(out)
+        begin(out)
         from flows.specialize import specialize as run
         from tasks.summary import next_steps, print_summary
 
@@ -91,14 +83,14 @@ def sweep(
     Exit code 0 where one passes, 3 where none does. `winnow specialize --from-sweep DIR` goes on
     with the pick.
     """
-    with _one_line_errors():
+    with one_line_errors():
         from tasks.points import require_points
         from tasks.recipes import load_recipe
 
         plan = load_recipe(recipe, changes or [])
         require_points(plan)
         out = out or Path("runs") / f"{plan.name}-sweep"
-        _begin(out)
+        begin(out)
         from flows.sweep import sweep as run
         from tasks.summary import print_sweep
 
@@ -120,13 +112,13 @@ def profile(
 
     On the machine that trains, `--set shrink.profile=FILE` plans with it.
     """
-    with _one_line_errors():
+    with one_line_errors():
         from tasks.recipes import load_recipe
 
         plan = load_recipe(recipe, changes or [])
         if out.is_dir():
             raise RecipeError(f"--out: {out} is a folder; name a file, such as {out}/server.json")
-        _begin(out.parent)
+        begin(out.parent)
         from flows.profile import profile_recipe
 
         facts = profile_recipe(plan, out)
@@ -160,8 +152,8 @@ def predict(
 
     With --out, every row of the input with its label and probability appended, in the same order.
     """
-    with _one_line_errors():
-        _quiet()
+    with one_line_errors():
+        quiet()
         from tasks.predict import Batch, predict_all
 
         def tell(answer: dict[str, Any], source: str) -> None:
@@ -184,8 +176,8 @@ def promote(
     ] = False,
 ) -> None:
     """Make a version the champion where it beats the one that is. Exit code 3 where it does not."""
-    with _one_line_errors():
-        _quiet()
+    with one_line_errors():
+        quiet()
         from tasks.promotion import promote as decide
 
         outcome = decide(model, force=force)
@@ -199,8 +191,8 @@ def rollback(
     model: Annotated[str, typer.Argument(metavar="NAME", help="A registered model.")],
 ) -> None:
     """Make the champion before this one the champion again."""
-    with _one_line_errors():
-        _quiet()
+    with one_line_errors():
+        quiet()
         from tasks.promotion import roll_back
 
         _tell_champion(model, roll_back(model))
@@ -218,7 +210,7 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")],
 ) -> None:
     """Print a finished run's table and verdict again."""
-    with _one_line_errors():
+    with one_line_errors():
         from tasks.summary import print_summary, read_report
 
         print_summary(read_report(folder))
@@ -227,8 +219,8 @@ def report(
 @app.command()
 def doctor() -> None:
     """Say what this host, its runtimes and winnow's stores are like."""
-    with _one_line_errors():
-        _quiet()
+    with one_line_errors():
+        quiet()
         from tasks.doctor import print_examination
 
         healthy = print_examination()
@@ -238,54 +230,11 @@ def doctor() -> None:
 @app.command()
 def ui() -> None:
     """Serve MLflow's and Prefect's pages on this machine until Ctrl-C."""
-    with _one_line_errors():
+    with one_line_errors():
         from tasks.servers import serve_pages
 
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, terminate)
         serve_pages()
-
-
-def _begin(out: Path) -> None:
-    """What a command that computes does once its recipe is good; Prefect is imported after it."""
-    from tasks.home import home, require_writable
-
-    require_writable(out, "--out")
-    require_writable(home(), "WINNOW_HOME")
-    signal.signal(signal.SIGTERM, _terminate)
-    _quiet()
-    # Prefect and MLflow take seconds to import: only once the recipe is good
-    from tasks.embedded import begin_server
-
-    begin_server()
-
-
-def _quiet() -> None:
-    """Keep the libraries' own log lines and warnings off the terminal; $WINNOW_DEBUG shows them."""
-    if os.environ.get("WINNOW_DEBUG"):
-        return
-    # Prefect reads these when it is imported, and its temporary server inherits them
-    for handler in ("CONSOLE", "DEBUG"):
-        os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "CRITICAL")
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-
-
-def _terminate(number: int, _: FrameType | None) -> NoReturn:
-    # leave through the open blocks, so that the MLflow run and temporary folders are closed
-    sys.exit(128 + number)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """What a user can mend ends with exit code 2 and one line; the rest keeps its traceback."""
-    try:
-        yield
-    except bad_input() as error:
-        typer.echo(f"winnow: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(BAD_INPUT) from None
-    except KeyboardInterrupt:
-        typer.echo("winnow: interrupted", err=True)
-        raise typer.Exit(128 + signal.SIGINT) from None
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -1,0 +1,1 @@
+"""Commands of `winnow` that run unattended: one module each, registered in `flows.cli`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -15,26 +14,17 @@ from exports.plot_style import (
     headline,
     new_figure,
     plain_axes,
-    png,
-    themed,
-    write_png,
 )
 from exports.verdict import wilson
 
 
-def calibration_png(report: Mapping[str, Any], path: Path, *, dark: bool = False) -> None:
-    """Write the reliability diagrams of teacher and specialist as PNG.
+def calibration_figure(report: Mapping[str, Any], colours: Palette) -> Figure:
+    """Draw the reliability diagrams of teacher and specialist.
 
     Reads `accuracy.calibration`: by model an expected calibration error `ece` with its interval
     and a `curve`, a point a bin of examples of like confidence. A point under the diagonal: the
     model is surer than it is right (Guo et al. 2017, On Calibration of Modern Neural Networks).
     """
-    with themed(dark) as colours:
-        write_png(png(calibration_figure(report, colours)), Path(path))
-
-
-def calibration_figure(report: Mapping[str, Any], colours: Palette) -> Figure:
-    """Draw the figure of `calibration_png`."""
     facts = report["accuracy"]["calibration"]
     confidence = report["accuracy"].get("confidence", 0.95)
     names = [name for name in ("teacher", "specialist") if facts.get(name)]

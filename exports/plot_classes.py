@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,26 +10,20 @@ from matplotlib.figure import Figure
 
 from exports.card_evidence import by_drop
 from exports.markdown import shortened
-from exports.plot_style import Palette, headline, new_figure, plain_axes, png, themed, write_png
+from exports.plot_style import Palette, headline, new_figure, plain_axes
 
 _ONE_COLUMN = 50  # classes; more stand in two
 _LONGEST = 26  # characters of a name
 
 
-def per_class_png(report: Mapping[str, Any], path: Path, *, dark: bool = False) -> None:
-    """Write the drop of every class as PNG, the largest on top, in points.
+def per_class_figure(report: Mapping[str, Any], colours: Palette) -> Figure:
+    """Draw the drop of every class, the largest on top, in points.
 
     Reads `accuracy.per_class`: one row a class with `drop` and `drop_ci` (simultaneous intervals)
     and `worse`, whether the class lost more than chance explains after correction for their
     number. A class that was not measured is left out. Readable at 2 to 150 classes: beyond 50 they
     stand in two columns.
     """
-    with themed(dark) as colours:
-        write_png(png(per_class_figure(report, colours)), Path(path))
-
-
-def per_class_figure(report: Mapping[str, Any], colours: Palette) -> Figure:
-    """Draw the figure of `per_class_png`."""
     accuracy = report["accuracy"]
     rows = by_drop(accuracy["per_class"])
     columns = 1 if len(rows) <= _ONE_COLUMN else 2

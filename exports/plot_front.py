@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from exports.plot_style import Palette, headline, new_figure, plain_axes, png, themed, write_png
+from exports.plot_style import Palette, headline, new_figure, plain_axes
 
 COSTS = {
     "latency_ms": ("latency in ms", 1.0),
@@ -25,19 +24,13 @@ _SHAPES = ("o", "D", "^", "s", "v", "P")
 _Style = tuple[str, str]  # a format's shape and colour
 
 
-def front_png(sweep: Mapping[str, Any], path: Path, *, dark: bool = False) -> None:
-    """Write the picture of a sweep (the content of sweep.json) as PNG.
+def front_figure(sweep: Mapping[str, Any], colours: Palette) -> Figure:
+    """Draw the picture of a sweep (the content of sweep.json).
 
     A panel a cost, from zero, so that a distance is a saving. Formats are shapes; a full shape
     passed, a half one is inconclusive, an empty one failed. The step line is the Pareto front:
     nothing measured is both cheaper and more accurate. The picked point has a ring around it.
     """
-    with themed(dark) as colours:
-        write_png(png(front_figure(sweep, colours)), Path(path))
-
-
-def front_figure(sweep: Mapping[str, Any], colours: Palette) -> Figure:
-    """Draw the figure of `front_png`."""
     points: Sequence[Mapping[str, Any]] = sweep["points"]
     costs = [key for key in COSTS if all(point.get(key) is not None for point in points)]
     formats = list(dict.fromkeys(str(point["format"]) for point in points))

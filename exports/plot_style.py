@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -130,17 +127,3 @@ def png(figure: Figure) -> bytes:
     content = io.BytesIO()
     few.save(content, format="PNG", optimize=True)
     return content.getvalue()
-
-
-def write_png(content: bytes, path: Path) -> None:
-    """Save to a name of its own and move it in place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".png")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        temporary.write_bytes(content)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

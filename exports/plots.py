@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from exports.card import ORDER
-from exports.plot_calibration import calibration_figure, calibration_png
-from exports.plot_classes import per_class_figure, per_class_png
-from exports.plot_front import front_figure, front_png
+from exports.plot_calibration import calibration_figure
+from exports.plot_classes import per_class_figure
+from exports.plot_front import front_figure
 from exports.plot_style import MARKERS, Palette, headline, new_figure, plain_axes, png, themed
-from exports.plot_style import write_png as _write
 from exports.verdict import wilson
 
-__all__ = [
-    "calibration_png",
-    "card_pictures",
-    "front_png",
-    "per_class_png",
-    "sweep_pictures",
-    "tradeoff_png",
-]
+__all__ = ["card_pictures", "sweep_pictures"]
 
 _APART = 0.012  # of the widest cost
 
@@ -61,20 +52,14 @@ def sweep_pictures(sweep: Mapping[str, Any]) -> dict[str, bytes]:
     return found
 
 
-def tradeoff_png(report: Mapping[str, Any], path: Path, *, dark: bool = False) -> None:
-    """Write the picture of a report (schema 1) as PNG, in one step.
+def _tradeoff_figure(report: Mapping[str, Any], colours: Palette) -> Figure:
+    """Draw the picture of a report (schema 1).
 
     Two panels share the accuracy axis: milliseconds to the left, megabytes to the right, both from
     zero, so that a distance is a saving. The band is the drop that the recipe accepts, where the
     report tells it (`accuracy.max_drop`). A model without accuracy (a generalist that does not know
     the classes) is a dotted line at its cost. Models of equal cost stand a little apart.
     """
-    with themed(dark) as colours:
-        _write(png(_tradeoff_figure(report, colours)), Path(path))
-
-
-def _tradeoff_figure(report: Mapping[str, Any], colours: Palette) -> Figure:
-    """Draw accuracy with its interval against latency and against size."""
     figure = new_figure(9.0, 4.6)
     left, right = figure.subplots(1, 2, sharey=True)
     n = report["task"]["test"]["n"]

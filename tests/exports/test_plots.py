@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,7 +73,7 @@ def test_classes_stand_in_the_order_of_their_loss_and_the_worse_ones_stand_out()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 50, 51, 150])
-def test_any_number_of_classes_fits(tmp_path: Path, count: int) -> None:
+def test_any_number_of_classes_fits(count: int) -> None:
     # names that matplotlib could take for formulas, that are long, or that the font lacks
     names = [f"$x_{{{at}}}^ {'long ' * 12}" if at % 2 else f"分類 {at}" for at in range(count)]
     with themed() as colours:
@@ -82,9 +81,11 @@ def test_any_number_of_classes_fits(tmp_path: Path, count: int) -> None:
     labels = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
     assert len(labels) == count
     assert len(figure.axes) == (1 if count <= 50 else 2)
-    height, width, _ = (
-        drawn(card_pictures(with_classes(names))["per-class.png"]).shape if count else (1, 1001, 3)
-    )
+    report = with_classes(names)
+    assert ("per-class.png" in card_pictures(report)) == (count > 0)
+    if not count:
+        return
+    height, width, _ = drawn(card_pictures(report)["per-class.png"]).shape
     assert width > 1000 and height < 2200
 
 

@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setting up .venv from constraints.txt with $(PYTHON) (the first time takes minutes)"
 	$(PYTHON) -m venv .venv
 	$(PIP) install --quiet -c constraints.txt setuptools
-	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[demo,dev]'
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[demo,scale,postgres,s3,dev]'
 	@rm -rf winnow.egg-info build
 	@touch $(STAMP)
 

@@ -131,16 +131,32 @@ class Page:
         at = self.evaluate(
             "(() => { const e = [...document.body.querySelectorAll('*')]"
             f".findLast(e => e.innerText && e.innerText.trim() === {json.dumps(text)});"
-            "if (!e) return null; const r = e.getBoundingClientRect();"
+            "if (!e) return null; e.scrollIntoView({block: 'center'});"
+            "const r = e.getBoundingClientRect();"
             "return [r.x + r.width / 2, r.y + r.height / 2] })()"
         )
         if at is None:
             return False
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call(
-                "Input.dispatchMouseEvent", type=kind, x=at[0], y=at[1], button="left", clickCount=1
-            )
+        self.press(*at)
         return True
+
+    def press(self, x: float, y: float) -> None:
+        """Press and release the mouse's left button at a place in the window."""
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def replace_text(self, text: str) -> None:
+        """Type `text` in the place of all that the focused field holds."""
+        keys: dict[str, Any] = {"key": "a", "code": "KeyA", "windowsVirtualKeyCode": 65}
+        control = {"modifiers": 2, "commands": ["selectAll"]}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **keys, **control)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **keys)
+        if text:
+            self.call("Input.insertText", text=text)
+            return
+        back = {"key": "Backspace", "code": "Backspace", "windowsVirtualKeyCode": 8}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **back)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **back)
 
     def picture(self, path: Path, *, whole: bool = True) -> Path:
         """Write what is shown as PNG; `whole` for all of the page and not the window only."""
@@ -181,7 +197,11 @@ def browser(binary: str) -> Iterator[Page]:
             start_new_session=True,
         )
         try:
-            with connect(_address(process, Path(folder)), max_size=None) as socket:
+            # no pings: nobody reads their answers while a benchmark waits for something else
+            with connect(
+                _address(process, Path(folder)), max_size=None, ping_interval=None
+            ) as socket:
+                assert isinstance(socket, ClientConnection)
                 yield Page(socket, _session(socket))
         finally:
             process.terminate()

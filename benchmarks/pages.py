@@ -1,26 +1,25 @@
 """Pictures and checks of the pages that people read: the card, MLflow's model page, Prefect's.
 
-    python benchmarks/pages.py --out DIR [--card FILE.html]... [--home HOME]
+    python benchmarks/pages.py --out DIR [--card FILE.html]... [--home HOME] [--form HOME]
 
 Takes a headless Chromium (`chromium` on PATH). A card, or a sweep's page, is shown wide, dark, on
 a telephone and on paper; it must fetch nothing, fit a window of 400 pixels, and keep a contrast
-of 4.5 to 1 (WCAG 2.2, AA). With --home both servers of `winnow ui` run over the stores there, and
+of 4.5 to 1 (WCAG 2.2, AA). With --home both servers of `winnow up` run over the stores there, and
 the newest registered version, its run and its Prefect artifacts are opened; they must show the
-verdict. Exit code 1 where a check fails.
+verdict. With --form a worker runs, too: a small recipe is typed into the form of `specialize`, the
+run is watched to its end (minutes), its artifacts are opened, and the links to MLflow's page and
+back are followed. Exit code 1 where a check fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from browser import Page, browser, find_browser  # noqa: E402
+from form import ask, submit, watch  # noqa: E402
 
 # Texts whose colour is too close to what is behind them, with the ratio (WCAG 2.2, 1.4.3).
 _FAINT = """(() => {
@@ -101,7 +101,7 @@ def look_at_card(page: Page, card: Path, out: Path, check: Checks) -> None:
 
 def look_at_mlflow(page: Page, base: str, out: Path, check: Checks) -> None:
     """Open the newest version's pages and those of its run."""
-    found = _ask(f"{base}/ajax-api/2.0/mlflow/model-versions/search?max_results=1000")
+    found = ask(f"{base}/ajax-api/2.0/mlflow/model-versions/search?max_results=1000")
     versions = found.get("model_versions", [])
     check("mlflow: a version is registered", bool(versions))
     if not versions:
@@ -110,7 +110,7 @@ def look_at_mlflow(page: Page, base: str, out: Path, check: Checks) -> None:
     name, number, run = newest["name"], newest["version"], newest["run_id"]
     tags = {tag["key"]: tag["value"] for tag in newest.get("tags", [])}
     verdict = tags.get("winnow.verdict", "")
-    experiment = _ask(f"{base}/ajax-api/2.0/mlflow/runs/get?run_id={run}")["run"]["info"][
+    experiment = ask(f"{base}/ajax-api/2.0/mlflow/runs/get?run_id={run}")["run"]["info"][
         "experiment_id"
     ]
     models, runs = f"{base}/#/models/{name}", f"{base}/#/experiments/{experiment}/runs/{run}"
@@ -126,7 +126,7 @@ def look_at_mlflow(page: Page, base: str, out: Path, check: Checks) -> None:
 def look_at_prefect(page: Page, base: str, out: Path, check: Checks) -> None:
     """Open the newest flow run's page and each of its artifacts."""
     asked = {"sort": "CREATED_DESC", "limit": 50}
-    artifacts = [a for a in _ask(f"{base}/api/artifacts/filter", asked) if a.get("key")]
+    artifacts = [a for a in ask(f"{base}/api/artifacts/filter", asked) if a.get("key")]
     check("prefect: there are artifacts", bool(artifacts))
     if not artifacts:
         return
@@ -139,6 +139,49 @@ def look_at_prefect(page: Page, base: str, out: Path, check: Checks) -> None:
         key, url = artifact["key"], f"{base}/artifacts/artifact/{artifact['id']}"
         needle = "Verdict" if key.endswith("-card") else key
         _look(page, f"prefect-{key}", url, needle, out, check)
+
+
+def use_form(page: Page, addresses: dict[str, str], out: Path, check: Checks) -> None:
+    """Start a run from the form, watch it, open what it leaves, follow its links."""
+    base = addresses["prefect"]
+    deployment = ask(f"{base}/api/deployments/name/specialize/specialize")["id"]
+    run = submit(page, base, deployment, ROOT, out, check)
+    if run is None:
+        return
+    state = watch(page, base, run, out, check)
+    check("form: the run ends well", state == "Completed", state)
+    look_at_prefect(page, base, out, check)
+    look_at_mlflow(page, addresses["mlflow"], out, check)
+    follow_links(page, addresses, run, out, check)
+
+
+def follow_links(page: Page, addresses: dict[str, str], run: str, out: Path, check: Checks) -> None:
+    """From the flow run's page to MLflow's, by the link in its artifact, and back, by the tag."""
+    base = addresses["prefect"]
+    asked = {"flow_runs": {"id": {"any_": [run]}}, "sort": "CREATED_DESC", "limit": 50}
+    linked = [
+        artifact
+        for artifact in ask(f"{base}/api/artifacts/filter", asked)
+        if (artifact["key"] or "").endswith("-mlflow")
+    ]
+    check("links: the run names its MLflow run", len(linked) == 1)
+    if not linked:
+        return
+    page.open(f"{base}/artifacts/artifact/{linked[0]['id']}", width=1700, height=1100)
+    page.wait_for_text("MLflow run")
+    href = page.evaluate(
+        "[...document.querySelectorAll('a')].find(a => a.innerText.trim() === 'MLflow run')?.href"
+    )
+    check("links: lead to the server that runs", str(href).startswith(addresses["mlflow"]), href)
+    if not href:
+        return
+    _look(page, "link-to-mlflow", href, "prefect.flow_run_url", out, check)
+    told = f"{base}/runs/flow-run/{run}"
+    back = page.evaluate(
+        f"[...document.querySelectorAll('a')].map(a => a.href).find(url => url.endsWith({run!r}))"
+    )
+    check("links: lead back to the flow run", back == told, back)
+    _look(page, "link-back", told, "Completed", out, check)
 
 
 def _card_of(artifacts: list[dict[str, Any]]) -> str:
@@ -156,43 +199,38 @@ def _look(page: Page, name: str, url: str, needle: str, out: Path, check: Checks
     check(f"{name}: tells {needle!r}", told and not lost, " ".join([*lost, url]))
 
 
-def _ask(url: str, body: dict[str, Any] | None = None) -> Any:
-    """Return a server's JSON answer."""
-    request = urllib.request.Request(
-        url,
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
-
-
 @contextlib.contextmanager
-def servers(home: Path) -> Iterator[dict[str, str]]:
-    """Run `winnow ui`'s servers over the stores of `home`, on free ports; yields addresses."""
+def servers(home: Path, *, worker: bool = False) -> Iterator[dict[str, str]]:
+    """Run `winnow up` over the stores of `home`, on free ports; yields addresses.
+
+    Args:
+        worker: also deploy, and run flows, in the folder `home`/work.
+    """
     ports = {name: _free_port() for name in ("mlflow", "prefect")}
-    script = (
-        f"from tasks.home import UI_PORTS; UI_PORTS.update({ports!r}); "
-        "from tasks.servers import serve_pages; serve_pages()"
-    )
-    environment = {**os.environ, "WINNOW_HOME": str(home.resolve())}
-    environment.pop("MLFLOW_TRACKING_URI", None)
+    command = [sys.executable, "-m", "flows.cli", "up"]
+    for name, port in ports.items():
+        command += [f"--{name}-port", str(port)]
+    if not worker:
+        command += ["--no-worker", "--no-deploy"]
+    environment = {
+        **os.environ,
+        "WINNOW_HOME": str(home.resolve()),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+        environment.pop(name, None)
+    work = home.resolve() / "work"
+    work.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        command, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    found = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     try:
-        for url in (f"{found['mlflow']}/health", f"{found['prefect']}/api/health"):
-            _wait_for(url, process)
-        yield found
+        _wait_for_the_end_of_the_start(process)
+        yield {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     finally:
-        process.send_signal(signal.SIGINT)  # as Ctrl-C: it ends both
+        process.terminate()  # it ends everything
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
+            process.wait(90)
         if process.poll() is None:
             process.kill()
 
@@ -203,14 +241,15 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 180) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(url, timeout=5).close()
+def _wait_for_the_end_of_the_start(process: subprocess.Popen[bytes]) -> None:
+    """Read what `winnow up` says until it is up; raises `SystemExit` with it where it ends."""
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line.decode())
+        if b"Ctrl-C" in line:
             return
-        time.sleep(0.5)
-    raise SystemExit(f"{url}: no answer; does `winnow ui` start?")
+    raise SystemExit("winnow up: " + "".join(said))
 
 
 def main() -> None:
@@ -218,6 +257,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--card", type=Path, action="append", default=[], help="an HTML file")
     parser.add_argument("--home", type=Path, help="a WINNOW_HOME whose stores to open")
+    parser.add_argument("--form", type=Path, help="a WINNOW_HOME to run the form's recipe in")
     args = parser.parse_args()
     binary = find_browser()
     if binary is None:
@@ -231,6 +271,9 @@ def main() -> None:
             with servers(args.home) as addresses:
                 look_at_mlflow(page, addresses["mlflow"], args.out, check)
                 look_at_prefect(page, addresses["prefect"], args.out, check)
+        if args.form:
+            with servers(args.form, worker=True) as addresses:
+                use_form(page, addresses, args.out, check)
     print(f"{check.failed} checks failed; pictures in {args.out}")
     raise SystemExit(bool(check.failed))
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.allocation import dynamic_programming, integer_program, require_reachable
+from compression.keeping import Keeper, part_of
 from compression.levels import BranchLike, Database, Size, Stitcher
 from compression.losses import temperature_kl
 from compression.search import Levels, SearchSettings, evolve
@@ -82,14 +83,20 @@ class _Judge:
         return float(total) / rows
 
 
-def probe(database: Database, branches: Sequence[BranchLike], judge: _Judge) -> list[list[float]]:
+def probe(
+    database: Database,
+    branches: Sequence[BranchLike],
+    judge: _Judge,
+    keeper: Keeper | None = None,
+) -> list[list[float]]:
     """The divergence that each level of each branch costs by itself, in nats.
 
     Measured at the middle and the smallest level; between them linear in the layer loss.
     """
-    base = judge((0,) * len(branches))
-    found = []
-    for at, branch in enumerate(branches):
+    kept = None if keeper is None else keeper.load()
+    base = judge((0,) * len(branches)) if kept is None else kept["base"]
+    found: list[list[float]] = [] if kept is None else kept["found"]
+    for at, branch in list(enumerate(branches))[len(found) :]:
         losses = database.losses[branch.name]
         last = len(losses) - 1
         points = [(losses[0], 0.0)]
@@ -99,6 +106,8 @@ def probe(database: Database, branches: Sequence[BranchLike], judge: _Judge) -> 
             kl = max(judge(tuple(only)) - base, 0.0)
             points.append((losses[level], max(kl, points[-1][1])))
         found.append([_interpolated(points, loss) for loss in losses])
+        if keeper is not None and (keeper.due() or at + 1 == len(branches)):
+            keeper.save({"base": base, "found": found})
     judge((0,) * len(branches))
     return found
 
@@ -123,6 +132,7 @@ def allocate(
     device: torch.device,
     autocast_bf16: bool,
     progress: Progress | None = None,
+    keeper: Keeper | None = None,
 ) -> Allocation:
     """Sizes of all branches that keep every budget at the least divergence from the teacher.
 
@@ -132,6 +142,7 @@ def allocate(
         budgets: upper bounds on the summed costs.
         batches: the shots, class-balanced in their order; what is optimised is judged on them.
         search: None stops at the additive solution.
+        keeper: where probes and generations of the search are kept; None keeps nothing.
 
     Raises:
         UnreachableBudget, CompressionError: see :mod:`compression.allocation`.
@@ -140,7 +151,7 @@ def allocate(
         require_reachable(costs[name], budget, name)
     stitcher = Stitcher(model, branches, database)
     judge = _Judge(stitcher, teacher, batches, device, autocast_bf16)
-    losses = probe(database, branches, judge)
+    losses = probe(database, branches, judge, part_of(keeper, "probe"))
 
     def spent(levels: Levels, name: str) -> float:
         return sum(item[level] for item, level in zip(costs[name], levels, strict=True))
@@ -160,6 +171,7 @@ def allocate(
             judge,
             search,
             progress,
+            part_of(keeper, "search"),
         )
         kl = history[-1]
     stitcher.set((0,) * len(branches))

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from compression.allocation import uniform
+from compression.keeping import Keeper, part_of, restore
 from compression.masks import parse_pattern
 from compression.prune import prune_layers, zeros_of
 from compression.recovery import Draw, RecoverySettings, divergence, recover
@@ -60,6 +61,7 @@ def climb(
     device: torch.device,
     progress: Progress | None = None,
     on_rung: Callable[[float, nn.Module], None] | None = None,
+    keeper: Keeper | None = None,
 ) -> list[dict[str, float]]:
     """Prune ``model`` in place to the target sparsity, recovering after every rung.
 
@@ -70,6 +72,7 @@ def climb(
         dense: those of them that stay dense. taps: modules compared by SquareHead.
         calibration: the batches of the Hessians. draw, holdout: see :func:`recover`.
         on_rung: called with (sparsity, model) after each rung, before the next begins.
+        keeper: where finished rungs, and what is finished within one, are kept.
 
     Returns:
         One dictionary a rung: sparsity reached, sweep loss, kl before and after recovery.
@@ -83,14 +86,20 @@ def climb(
     sizes = {name: _weights(model, name) for name in layers}
     report: list[dict[str, float]] = []
     recoveries = [recovery_at(settings.recovery, rung) for rung in rungs]
-    done, total = 0, sum(len(segments) + recovery.steps for recovery in recoveries)
+    kept_rungs = None if keeper is None else keeper.load()
+    if kept_rungs is not None:
+        report = kept_rungs["report"]
+        restore(model, kept_rungs["model"])
+    efforts = [len(segments) + recovery.steps for recovery in recoveries]
+    done, total = sum(efforts[: len(report)]), sum(efforts)
 
     def advance(base: int) -> Progress | None:
         if progress is None:
             return None
         return lambda k, _, note: progress(base + k, total, note)
 
-    for rung, recovery in zip(rungs, recoveries, strict=True):
+    for rung, recovery in list(zip(rungs, recoveries, strict=True))[len(report) :]:
+        inner = part_of(keeper, f"{len(report)}")
         zeros = uniform(sizes, rung, dense=dense)
         if pattern_ratio is not None:
             zeros = {name: 0 if name in dense else 1 for name in layers}
@@ -103,6 +112,7 @@ def climb(
             rel_damp=settings.rel_damp,
             rows_per_column=settings.rows_per_column,
             progress=advance(done),
+            keeper=part_of(inner, "walk"),
         )
         done += len(segments)
         one_shot = divergence(model, teacher, holdout) if holdout else float("nan")
@@ -118,11 +128,14 @@ def climb(
                 settings=recovery,
                 device=device,
                 progress=advance(done),
+                keeper=part_of(inner, "recover"),
             )
         done += recovery.steps
         zero = sum(int(zeros_of(model.get_submodule(name)).sum()) for name in layers)
         reached = zero / sum(sizes.values())
         report.append({"sparsity": reached, "sweep_loss": sum(losses.values()), **metrics})
+        if keeper is not None and len(report) < len(rungs):
+            keeper.save({"report": report, "model": dict(model.named_parameters())})
         if on_rung is not None:
             on_rung(rung, model)
     return report

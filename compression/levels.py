@@ -9,16 +9,18 @@ that memory does not grow with depth or with the number of levels.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from compression.errors import CompressionError
 from compression.hessian import HessianAccumulator, damp
+from compression.keeping import Keeper
 from compression.layers import Layer, matrix_of, store
 from compression.sequential import Batch, Progress, SegmentLike, walk
 from compression.structured import Removed, remove_groups
@@ -105,6 +107,7 @@ class Database:
     sizes: dict[str, list[Size]] = field(default_factory=dict)
     losses: dict[str, list[float]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    checksums: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def _file(self, consumer: str, count: int) -> Path:
         return self.folder / f"{consumer}.{count}"
@@ -112,13 +115,25 @@ class Database:
     def put(self, consumer: str, count: int, weight: Tensor) -> None:
         """Keep an augmented weight (R, D)."""
         self.shapes[consumer] = (weight.shape[0], weight.shape[1])
-        weight.float().cpu().contiguous().numpy().tofile(self._file(consumer, count))
+        content = weight.float().cpu().contiguous().numpy()
+        content.tofile(self._file(consumer, count))
+        self.checksums[consumer, count] = zlib.crc32(content.data)
 
     def get(self, consumer: str, count: int) -> Tensor:
         """The kept weight (R, D), mapped from its file."""
         rows, columns = self.shapes[consumer]
         flat = torch.from_file(str(self._file(consumer, count)), size=rows * columns)
         return flat.reshape(rows, columns)
+
+    def intact(self) -> bool:
+        """Whether every file holds what was put there."""
+        try:
+            return all(
+                zlib.crc32(self._file(*key).read_bytes()) == checksum
+                for key, checksum in self.checksums.items()
+            )
+        except OSError:
+            return False
 
 
 def build_levels(
@@ -132,11 +147,14 @@ def build_levels(
     rel_damp: float = 0.01,
     rows_per_column: float | None = None,
     progress: Progress | None = None,
+    keeper: Keeper | None = None,
 ) -> Database:
     """Solve every branch at every size against the inputs it has now; ``model`` is not changed.
 
     Args:
         sizes: by branch, falling from the branch as it is.
+        folder: where the database's files lie; the same one where an earlier attempt is resumed.
+        keeper: where it is kept which segments are finished; None keeps nothing.
 
     Raises:
         CompressionError: a consumer lies in no segment, or a Hessian is not positive definite.
@@ -148,6 +166,7 @@ def build_levels(
     for branch in branches:
         database.sizes[branch.name] = [tuple(size) for size in sizes[branch.name]]
         database.losses[branch.name] = [0.0] * len(sizes[branch.name])
+    begin = _resumed(database, None if keeper is None else keeper.load())
 
     def visit(name: str, layer: Layer, accumulator: HessianAccumulator) -> None:
         branch, i = units[name]
@@ -161,16 +180,42 @@ def build_levels(
             weight = augmented(layer) if count == branch.units[i].groups else level.weight
             database.put(name, count, weight)
 
-    walk(
-        model,
-        segments,
-        calibration,
-        list(units),
-        visit,
-        rows_per_column=rows_per_column,
-        progress=progress,
-    )
+    def finished(at: int) -> None:
+        assert keeper is not None  # a few numbers: the weights are in files of their own
+        keeper.save(
+            {
+                "begin": at + 1,
+                "losses": database.losses,
+                "shapes": database.shapes,
+                "checksums": database.checksums,
+            }
+        )
+
+    if not set(units) <= set(database.shapes):
+        walk(
+            model,
+            segments,
+            calibration,
+            list(units),
+            visit,
+            rows_per_column=rows_per_column,
+            progress=progress,
+            begin=begin,
+            finished=None if keeper is None else finished,
+        )
     return database
+
+
+def _resumed(database: Database, kept: dict[str, Any] | None) -> int:
+    """Take over what an earlier attempt solved; returns the segment to begin with."""
+    if kept is None:
+        return 0
+    found = Database(database.folder, checksums=kept["checksums"])
+    if not found.intact():
+        return 0
+    database.losses, database.shapes = kept["losses"], kept["shapes"]
+    database.checksums = kept["checksums"]
+    return int(kept["begin"])
 
 
 class Stitcher:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from compression.hessian import HessianAccumulator, factorise, layer_loss
-from compression.layers import Layer, mask_as_weight, matrix_of, store
+from compression.keeping import Keeper, walk_on
+from compression.layers import Layer, as_layer, mask_as_weight, matrix_of, store
 from compression.masks import MaskRule, NofM, Unstructured, parse_pattern
 from compression.refine import refine
-from compression.sequential import Batch, Progress, SegmentLike, walk
+from compression.sequential import Batch, Progress, SegmentLike
 from compression.sweep import sweep
 
 
@@ -37,12 +38,14 @@ def prune_layers(
     rel_damp: float = 0.01,
     rows_per_column: float | None = None,
     progress: Progress | None = None,
+    keeper: Keeper | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Prune in place to the asked zeros a layer; weights that are zero already stay zero.
 
     Args:
         zeros: zeros a layer; a layer asked for 0 is left as it is. With an N:M ``pattern`` the
             pattern decides and a positive entry only says that the layer takes part.
+        keeper: where finished segments are kept; None keeps nothing.
 
     Returns:
         kept weights a layer (bool, the weight's shape) and the loss 1/2 tr(dW H dW^T) a layer.
@@ -80,15 +83,22 @@ def prune_layers(
         kept[name] = mask_as_weight(layer, swept.kept)
         losses[name] = float(layer_loss(solved - original, factor.damped))
 
-    walk(
+    walk_on(
         model,
         segments,
         calibration,
         wanted,
         visit,
+        {"kept": kept, "losses": losses},
         rows_per_column=rows_per_column,
         progress=progress,
+        keeper=keeper,
     )
+    # those of an earlier attempt come back on the CPU
+    kept = {
+        name: mask.to(matrix_of(as_layer(name, model.get_submodule(name))).device)
+        for name, mask in kept.items()
+    }
     return kept, losses
 
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from compression.errors import CompressionError
 from compression.grids import BlockwiseGrid, Grid, block_grid, row_grid
 from compression.hessian import HessianAccumulator, factorise
+from compression.keeping import Keeper, walk_on
 from compression.layers import Layer, mask_as_weight, matrix_of, store
 from compression.masks import Fixed
-from compression.sequential import Batch, Progress, SegmentLike, walk
+from compression.sequential import Batch, Progress, SegmentLike
 from compression.sweep import sweep
 
 
@@ -27,6 +28,7 @@ def quantize_weights(
     rel_damp: float = 0.01,
     rows_per_column: float | None = None,
     progress: Progress | None = None,
+    keeper: Keeper | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Round the named layers in place to a symmetric grid an output channel, errors compensated.
 
@@ -36,6 +38,7 @@ def quantize_weights(
     Args:
         bits: 8, or 4 for weights that are stored so and computed with in float (Linear only).
         block: columns that share a scale; None for one scale a row. 4 bits need blocks (32).
+        keeper: where finished segments are kept; None keeps nothing.
 
     Returns:
         name -> (integers int8 of the weight's shape, scale float32 (rows,), or
@@ -72,14 +75,16 @@ def quantize_weights(
         scale = grid.scale.float().squeeze(0) if block else grid.scale.float().reshape(-1)
         grids[name] = (mask_as_weight(layer, integers).cpu(), scale.cpu())
 
-    walk(
+    walk_on(
         model,
         segments,
         calibration,
         list(layers),
         visit,
+        {"grids": grids},
         rows_per_column=rows_per_column,
         progress=progress,
+        keeper=keeper,
     )
     return grids
 

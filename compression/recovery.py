@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from compression.keeping import Keeper, Training
 from compression.losses import cross_entropy, square_head, temperature_kl
 from compression.prune import hold
 from compression.sequential import Batch, Progress
@@ -156,6 +157,7 @@ def recover(
     settings: RecoverySettings,
     device: torch.device,
     progress: Progress | None = None,
+    keeper: Keeper | None = None,
 ) -> dict[str, float]:
     """Fine-tune ``student`` in place with masks held; the best averaged weights are kept.
 
@@ -168,6 +170,7 @@ def recover(
         holdout: unaugmented batches left out of ``draw``, on which the averaged weights are
             judged by their divergence from the teacher; empty keeps the last average.
         settings: see :class:`RecoverySettings`.
+        keeper: where finished steps are kept; None keeps nothing.
 
     Returns:
         ``kl_before``, ``kl_after`` on the held-out batches, ``best_step``, last training ``loss``.
@@ -198,7 +201,10 @@ def recover(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
     average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(s.ema_decay))
-    before = divergence(student, teacher, holdout) if holdout else math.nan
+    loop = Training(student, average, optimiser, schedule, generator)
+    size = loop.size
+    kept_state = None if keeper is None else keeper.load()
+    before = divergence(student, teacher, holdout) if holdout and kept_state is None else math.nan
     best, best_step = before, 0
     best_state = _state(student) if holdout else None
     match = bool(s.square_head and taps)
@@ -207,7 +213,14 @@ def recover(
     try:
         batch, labels = draw(generator)
         ours, theirs = _prepared(_Matched(tapped[0], len(batch)), tapped[1], batch, s, match)
-        for step in range(s.steps):
+        begin = 0
+        if kept_state is not None:
+            # the batch above only showed the shape: the generator goes back to where it was
+            begin = loop.resume(kept_state)
+            before, best, best_step = (kept_state[key] for key in ("before", "best", "best_step"))
+            if best_state is not None:
+                best_state |= kept_state["best_state"]
+        for step in range(begin, s.steps):
             if step:
                 batch, labels = draw(generator)
             with torch.autocast(device.type, torch.bfloat16, enabled=s.autocast_bf16):
@@ -233,6 +246,9 @@ def recover(
                 progress(step + 1, s.steps, "recover")
             if last:
                 loss_value = float(loss.detach())
+            elif keeper is not None and keeper.due(size):
+                told = {"before": before, "best": best, "best_step": best_step}
+                keeper.save({**loop.state(step + 1), **told, "best_state": loop.moved(best_state)})
     finally:
         for part in tapped:
             part.remove()

@@ -12,6 +12,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from compression.keeping import Keeper
+
 Levels = tuple[int, ...]
 
 
@@ -33,6 +35,7 @@ def evolve(
     fitness: Callable[[Levels, float], float],
     settings: SearchSettings,
     progress: Callable[[int, int, str], None] | None = None,
+    keeper: Keeper | None = None,
 ) -> tuple[Levels, list[float]]:
     """Improve an allocation.
 
@@ -41,15 +44,21 @@ def evolve(
         counts: levels an item has.
         feasible: whether an allocation keeps every budget.
         fitness: of (allocation, share of the samples), smaller is better.
+        keeper: where finished generations are kept; None keeps nothing.
 
     Returns:
         the best allocation and its fitness on all samples after each generation, the start's first.
     """
     s, chance = settings, random.Random(settings.seed)
-    parent = tuple(start)
-    best = fitness(parent, 1.0)
-    history = [best]
-    for generation in range(s.generations):
+    kept = None if keeper is None else keeper.load()
+    if kept is None:
+        parent = tuple(start)
+        best = fitness(parent, 1.0)
+        history = [best]
+    else:
+        parent, best, history = kept["parent"], kept["best"], kept["history"]
+        chance.setstate(kept["random"])
+    for generation in range(len(history) - 1, s.generations):
         children: set[Levels] = set()
         for _ in range(4 * s.offspring):
             if len(children) == s.offspring:
@@ -65,6 +74,9 @@ def evolve(
         if judged and judged[0][0] < best:
             best, parent = judged[0]
         history.append(best)
+        if keeper is not None and keeper.due():
+            state = {"parent": parent, "best": best, "history": history}
+            keeper.save({**state, "random": chance.getstate()})
         if progress is not None:
             progress(generation + 1, s.generations, f"search, KL {best:.4g}")
     return parent, history

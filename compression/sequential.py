@@ -123,6 +123,8 @@ def walk(
     *,
     rows_per_column: float | None = None,
     progress: Progress | None = None,
+    begin: int = 0,
+    finished: Callable[[int], None] | None = None,
 ) -> None:
     """Visit every wanted layer with its Hessian, each segment after all before it were visited.
 
@@ -135,6 +137,8 @@ def walk(
         rows_per_column: inputs a layer's Hessian takes in all, as a multiple of its size; evenly
             thinned above (neighbouring positions of an image say nearly the same). None: all.
         progress: called with (done, total, name).
+        begin: segments before this one were visited by an earlier walk, and are passed through.
+        finished: called with a segment's position once its wanted layers were visited.
 
     Raises:
         CompressionError: when a wanted layer lies in no segment or is never run.
@@ -157,8 +161,10 @@ def walk(
             calls = []
             if needed[i] or chained[i + 1 : i + 2] == [True]:
                 calls = [_capture(model, segment.module, batch) for batch in calibration()]
-        if needed[i]:
+        if needed[i] and i >= begin:
             _visit_segment(segment, calls, wanted, visit, rows_per_column)
+            if finished is not None:
+                finished(i)
         if progress is not None:
             progress(i + 1, last + 1, segment.name)
         if i < last and chained[i + 1] and calls:

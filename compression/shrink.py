@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from torch import Tensor, nn
 
 from compression.hessian import HessianAccumulator
+from compression.keeping import Keeper, walk_on
 from compression.layers import Layer
 from compression.levels import BranchLike, UnitLike, solve_unit, write_back
-from compression.sequential import Batch, Progress, SegmentLike, walk
+from compression.sequential import Batch, Progress, SegmentLike
 
 
 def remove_structure(
@@ -22,6 +23,7 @@ def remove_structure(
     rel_damp: float = 0.01,
     rows_per_column: float | None = None,
     progress: Progress | None = None,
+    keeper: Keeper | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Zero the columns of the groups that go, in place, the rest of each layer compensating.
 
@@ -30,6 +32,7 @@ def remove_structure(
 
     Args:
         sizes: by branch, groups that stay of each of its units; branches left out stay whole.
+        keeper: where finished segments are kept; None keeps nothing.
 
     Returns:
         by unit, the groups that stay (int64, rising), for units that lose some; and by consumer
@@ -52,13 +55,15 @@ def remove_structure(
         losses[name] = loss
 
     if wanted:
-        walk(
+        walk_on(
             model,
             segments,
             calibration,
             list(wanted),
             visit,
+            {"kept": kept, "losses": losses},
             rows_per_column=rows_per_column,
             progress=progress,
+            keeper=keeper,
         )
     return kept, losses

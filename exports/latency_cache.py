@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,23 @@ _SCHEMA = 2  # raised whenever times are taken another way: older ones are measu
 _TIMED_BY = ("cpu", "machine", "flags", "cores", "usable_cores", "onnxruntime")
 
 
+# what writes the graphs that are timed: another release may give a part other operators
+_WRITERS = ("torch", "onnxscript", "onnx-ir", "onnx")
+
+
 class LatencyError(ValueError):
     """A table or a cache that lacks what is asked of it; the message is one line."""
+
+
+def _writers() -> dict[str, str]:
+    """Versions of what writes the graphs; empty texts where it is not installed."""
+    found = {}
+    for name in _WRITERS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = ""
+    return found
 
 
 class TimesStore:
@@ -28,11 +44,13 @@ class TimesStore:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         host = host_profile()
-        self.host = {name: host[name] for name in _TIMED_BY}
+        self.host = {**{name: host[name] for name in _TIMED_BY}, "written_by": _writers()}
         text = json.dumps(self.host, sort_keys=True)
         self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         entry = self._read().get(self.digest, {})
         self.times: dict[str, float] = dict(entry.get("ms", {}))
+        # what taking each of them cost, for who wants to know what finding them here spared
+        self.seconds: dict[str, float] = dict(entry.get("seconds", {}))
         self.chained: dict[str, bool] = dict(entry.get("chained", {}))
 
     def _read(self) -> dict[str, Any]:
@@ -53,6 +71,7 @@ class TimesStore:
         hosts[self.digest] = {
             "host": self.host,
             "ms": {**entry.get("ms", {}), **self.times},
+            "seconds": {**entry.get("seconds", {}), **self.seconds},
             "chained": {**entry.get("chained", {}), **self.chained},
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ or what makes a second whole network, the smallest, exact as well (`table_of`).
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -197,6 +198,7 @@ def measure_variants(
     lower: Lower | None = None,
     route: str = "static",
     cache: Path | None = None,
+    spared: Callable[[float], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, float]]:
     """Time modules on ONNX Runtime's CPU provider, in the surroundings that they are made for.
@@ -214,6 +216,7 @@ def measure_variants(
         lower: writes the INT8 file of an FP32 file; None: static quantize-dequantize form.
         route: name of `lower` in the cache; times of different routes never mix.
         cache: JSON file of times by host; read first, and extended chunk by chunk.
+        spared: called once with the seconds that taking the times found there had cost.
         progress: called with (done, total, note).
 
     Returns:
@@ -240,17 +243,24 @@ def measure_variants(
     ]
     lower = lower or microbench.lower_static(activation, residual)
     done = len(variants) - len(missing)
+    if spared is not None:
+        found = [key for key in variants if key not in set(missing)]
+        names = [f"{key} | {suffix[fmt]}" for key in found for fmt in formats]
+        spared(sum(store.seconds.get(name, 0.0) for name in names))
     for chunk in _chunks(variants, missing):
         if progress is not None:
             progress(done, len(variants), f"timing {len(chunk)} parts")
+        started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             benches = _prepare(chunk, Path(folder), store, batch, formats, lower)
             times = microbench.time_benches(benches, threads=threads, repeats=repeats)
+        each = (time.perf_counter() - started) / (len(chunk) * len(formats))
         for key, (_, example) in chunk.items():
             empty = times[f"bare {_shape(example)}"]
             for fmt in formats:
-                copies = benches[f"{fmt} {key}"].copies
-                store.times[f"{key} | {suffix[fmt]}"] = (times[f"{fmt} {key}"] - empty) / copies
+                copies, name = benches[f"{fmt} {key}"].copies, f"{key} | {suffix[fmt]}"
+                store.times[name] = (times[f"{fmt} {key}"] - empty) / copies
+                store.seconds[name] = round(each, 4)
         store.save()
         done += len(chunk)
     if progress is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ def pick_route(
     warmup: int = 5,
     repeats: int = 40,
     seed: int = 0,
+    clock: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> RouteChoice:
     """Choose the fastest file that holds the guard, timed interleaved in this process.
 
@@ -116,6 +118,7 @@ def pick_route(
         warmup: untimed calls.
         repeats: timed rounds.
         seed: of the order within a round.
+        clock: held while files are timed, so that nothing else on this host times meanwhile.
 
     Raises:
         QuantizationError: no file loads.
@@ -131,7 +134,8 @@ def pick_route(
     if not sessions:
         raise QuantizationError(f"no INT8 route works: {rows[0].rejected if rows else 'no file'}")
     named = {item.name: opened for item, opened in sessions.items()}
-    short = interleaved(named, feed, warmup=1, repeats=_SHORT, seed=seed).median_ms
+    with clock():
+        short = interleaved(named, feed, warmup=1, repeats=_SHORT, seed=seed).median_ms
     limit = _SCREENED * min(short.values())
     expected = run_logits(original, samples or [feed])
     compared: list[Candidate] = []
@@ -145,13 +149,9 @@ def pick_route(
         gap = float(np.abs(got - expected).max())
         compared.append(replace(item, gap=gap, agreement=agreement))
     held, missed = _guard(compared, slack, widest)
-    timed = interleaved(
-        {**{row.name: named[row.name] for row in held}, "float32": original},
-        feed,
-        warmup=warmup,
-        repeats=repeats,
-        seed=seed,
-    ).median_ms
+    last = {**{row.name: named[row.name] for row in held}, "float32": original}
+    with clock():
+        timed = interleaved(last, feed, warmup=warmup, repeats=repeats, seed=seed).median_ms
     held = [replace(row, milliseconds=timed[row.name]) for row in held]
     limit = (1 + tie) * min(row.milliseconds for row in held)
     chosen = next(row for row in held if row.milliseconds <= limit)

@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
 RawImage: TypeAlias = bytes | str | Path | np.ndarray | Image.Image
 MAX_PIXELS = 100_000_000  # about four times what a large camera takes
+MAX_BYTES = 500_000_000  # of a file; as many pixels without compression take 300 MB
+MAX_CHARACTERS = 1_000_000  # of a text: a long book; models read its first pages
+# No others: Pillow would hand PostScript, whatever the file's name, to a Ghostscript of the host.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 _INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -67,13 +71,18 @@ class ImagePreprocess:
                 f"preprocess.json: interpolation {interpolation!r} is not one of "
                 f"{', '.join(_INTERPOLATION)}"
             )
-        return cls(
-            size=(height, width),
-            resize=int(settings.get("resize", min(height, width))),
-            interpolation=interpolation,
-            mean=tuple(float(value) for value in _field(settings, "mean")),
-            std=tuple(float(value) for value in _field(settings, "std")),
+        resize = int(settings.get("resize", min(height, width)))
+        if min(height, width, resize) < 1 or max(height * width, resize * resize) > MAX_PIXELS:
+            raise InputError(
+                f"preprocess.json: size {height} x {width}, resize {resize}: expected sides of 1 "
+                f"or more and at most {MAX_PIXELS:,} pixels"
+            )
+        mean, std = (
+            tuple(float(value) for value in _field(settings, name)) for name in ("mean", "std")
         )
+        if len(mean) != 3 or len(std) != 3 or 0 in std:
+            raise InputError("preprocess.json: mean and std: expected three numbers each, no std 0")
+        return cls((height, width), resize, interpolation, mean, std)
 
     def decode(self, raw: RawImage, name: str | None = None) -> np.ndarray:
         """Read one image and bring it to size.
@@ -91,13 +100,7 @@ class ImagePreprocess:
         """
         label = name or _label(raw)
         image = _open(raw, label)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise InputError(
-                f"{label}: {width} x {height} pixels is more than {MAX_PIXELS:,}; shrink it first"
-            )
-        if min(width, height) < 1:
-            raise InputError(f"{label}: the image is empty")
+        _require_size(image, label)
         return np.asarray(self._fit(_as_rgb(image, label)))
 
     def _fit(self, image: Image.Image) -> Image.Image:
@@ -163,6 +166,12 @@ class TextPreprocess:
                 raise InputError(f"row {row}: expected text, got {type(text).__name__}")
             if not text.strip():
                 raise InputError(f"row {row}: the text is empty")
+            if not text.isascii() and not _is_unicode(text):
+                raise InputError(f"row {row}: the text is not valid Unicode")
+            if len(text) > MAX_CHARACTERS:
+                raise InputError(
+                    f"row {row}: {len(text):,} characters; cut the text to {MAX_CHARACTERS:,}"
+                )
             rows.append(text)
         return [encoding.ids for encoding in self.tokenizer.encode_batch(rows)]
 
@@ -195,6 +204,23 @@ def load_preprocess(directory: Path) -> tuple[ImagePreprocess | TextPreprocess, 
         raise InputError(f"{source}: no such file; name a folder that winnow wrote") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
         raise InputError(f"{source}: not JSON ({problem})") from None
+    except RecursionError:
+        raise InputError(f"{source}: not JSON (nested too deep)") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"{source}: not an object of named values")
+    try:
+        return _built(directory, settings)
+    except InputError:
+        raise
+    except (TypeError, ValueError, OverflowError, AttributeError) as problem:
+        raise InputError(f"{source}: a field is not what winnow writes ({problem})") from None
+
+
+def _built(
+    directory: Path, settings: Mapping[str, Any]
+) -> tuple[ImagePreprocess | TextPreprocess, list[str]]:
+    """Return the preprocessing and the label names that preprocess.json describes."""
+    source = directory / "preprocess.json"
     labels = [str(label) for label in _field(settings, "labels")]
     modality = _field(settings, "modality")
     if modality == "image":
@@ -204,7 +230,20 @@ def load_preprocess(directory: Path) -> tuple[ImagePreprocess | TextPreprocess, 
     tokenizer = directory / "tokenizer.json"
     if not tokenizer.is_file():
         raise InputError(f"{tokenizer}: no such file; it belongs beside preprocess.json")
-    return TextPreprocess.from_dict(settings, tokenizer.read_text(encoding="utf-8")), labels
+    try:
+        text = tokenizer.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as problem:
+        raise InputError(f"{tokenizer}: not a fast tokenizer ({problem})") from None
+    return TextPreprocess.from_dict(settings, text), labels
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text can be encoded: JSON may hold halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _label(raw: RawImage) -> str:
@@ -234,16 +273,38 @@ def _open(raw: RawImage, label: str) -> Image.Image:
         data = _read(raw, label)
     else:
         raise InputError(f"{label}: expected bytes, a path or an array, got {type(raw).__name__}")
+    return open_image(data, label)
+
+
+def open_image(data: bytes, label: str = "the image") -> Image.Image:
+    """Open an encoded image without reading its pixels.
+
+    Raises:
+        InputError: empty, not one of `FORMATS`, or of more pixels than `MAX_PIXELS`.
+    """
     if not data:
         raise InputError(f"{label}: the file is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit holds
-            return Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise InputError(f"{label}: more than {MAX_PIXELS:,} pixels; shrink it first") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+    except Exception:  # a damaged file raises UnidentifiedImageError, OSError, struct.error, ...
         raise InputError(f"{label}: not an image that can be read") from None
+    _require_size(image, label)
+    return image
+
+
+def _require_size(image: Image.Image, label: str) -> None:
+    """Raise where an image has no pixels or too many."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{label}: {width} x {height} pixels is more than {MAX_PIXELS:,}; shrink it first"
+        )
+    if min(width, height) < 1:
+        raise InputError(f"{label}: the image is empty")
 
 
 def _read(raw: str | Path, label: str) -> bytes:
@@ -252,9 +313,15 @@ def _read(raw: str | Path, label: str) -> bytes:
     if isinstance(raw, str) and text.startswith("data:"):
         return from_base64(text.partition(",")[2], label)
     try:
-        return Path(text).read_bytes()
-    except IsADirectoryError:
-        raise InputError(f"{label}: is a folder, expected an image file") from None
+        path = Path(text)
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{label}: larger than {MAX_BYTES:,} bytes; shrink it first")
+        if path.is_file():  # reading a device or a pipe might never end
+            return path.read_bytes()
+        kind = "folder" if path.is_dir() else "device or a pipe"
+        raise InputError(f"{label}: is a {kind}, expected an image file")
+    except InputError:
+        raise
     except (OSError, ValueError):  # too long for a path, or not there
         if isinstance(raw, str) and len(text) >= 64:
             return from_base64(text, label)

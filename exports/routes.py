@@ -52,7 +52,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -143,6 +144,7 @@ def best_int8(
     warmup: int = 5,
     repeats: int = 40,
     seed: int = 0,
+    clock: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> RouteChoice:
     """Write the fastest INT8 form of a graph on this host.
 
@@ -168,6 +170,7 @@ def best_int8(
         warmup: untimed calls.
         repeats: timed rounds.
         seed: of the order within a round.
+        clock: held while files are timed.
 
     Raises:
         QuantizationError: no candidate could be written and run.
@@ -211,6 +214,7 @@ def best_int8(
             warmup=warmup,
             repeats=repeats,
             seed=seed,
+            clock=clock,
         )
 
     first: Stem = "int8" if "int8" in stems or stem is None else "float"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
+from tasks.errors import bad_input
 from tasks.export import export
 from tasks.leaks import leaks, say_what_was_found
 from tasks.load import load, require_same_modality
@@ -46,6 +49,23 @@ def begin(recipe: Recipe) -> Begun:
     leaked = leaks(recipe, data, generalist)
     say_what_was_found(leaked)
     return Begun(data, generalist, leaked)
+
+
+def share(recipes: Iterable[Recipe]) -> None:
+    """Make once, before any of them begins, what several recipes have in common: the generalist.
+
+    A graph of the generalist is asked for with data, though it depends on none: those of the
+    first recipe whose data can be drawn. What a recipe cannot do, it says itself when it begins.
+    """
+    seen: set[tuple[str, str]] = set()
+    for recipe in recipes:
+        which = (recipe.generalist.model_dump_json(), str(recipe.prune.keep_dense))
+        if which in seen:
+            continue
+        with suppress(*bad_input()):
+            generalist, data = load(recipe), prepare(recipe)
+            export(recipe, data, generalist, title="export generalist")
+            seen.add(which)
 
 
 def make(recipe: Recipe, begun: Begun) -> Made:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flows.terminal import EXIT_CODES, PASS, UNEXPECTED, begin, one_line_errors, quiet, terminate
+from flows.commands.fleet import fleet
+from flows.commands.gc import gc
+from flows.commands.recheck import recheck
+from flows.commands.up import deploy, ui, up
+from flows.commands.watch import watch
+from flows.terminal import EXIT_CODES, PASS, UNEXPECTED, begin, one_line_errors, quiet
 from tasks.errors import RecipeError
 
 app = typer.Typer(
@@ -77,6 +81,13 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the result; left out, runs/NAME-sweep.")
     ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes that export structures while the next is made.")
+    ] = 1,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="A running Dask scheduler, such as tcp://HOST:8786."),
+    ] = None,
 ) -> None:
     """Make specialists at several speeds and formats; pick the smallest that passes.
 
@@ -84,17 +95,19 @@ def sweep(
     with the pick.
     """
     with one_line_errors():
+        from flows.runners import require_engine
         from tasks.points import require_points
         from tasks.recipes import load_recipe
 
         plan = load_recipe(recipe, changes or [])
         require_points(plan)
+        require_engine(workers, scheduler)
         out = out or Path("runs") / f"{plan.name}-sweep"
         begin(out)
         from flows.sweep import sweep as run
         from tasks.summary import print_sweep
 
-        found = run(plan, out)
+        found = run(plan, out, workers, scheduler)
         print_sweep(found, out)
     raise typer.Exit(PASS if found["picked"] else EXIT_CODES["fail"])
 
@@ -157,6 +170,7 @@ def predict(
         from tasks.predict import Batch, predict_all
 
         def tell(answer: dict[str, Any], source: str) -> None:
+            source = source.encode(errors="backslashreplace").decode()  # a file's name is any bytes
             typer.echo(f"{answer['label']}\t{answer['probability']:.4f}\t{source}")
 
         how = Batch(column, out, batch_size, provider, threads)
@@ -227,14 +241,8 @@ def doctor() -> None:
     raise typer.Exit(PASS if healthy else UNEXPECTED)
 
 
-@app.command()
-def ui() -> None:
-    """Serve MLflow's and Prefect's pages on this machine until Ctrl-C."""
-    with one_line_errors():
-        from tasks.servers import serve_pages
-
-        signal.signal(signal.SIGTERM, terminate)
-        serve_pages()
+for _command in (fleet, gc, recheck, watch, up, deploy, ui):
+    app.command()(_command)
 
 
 def main(arguments: list[str] | None = None) -> Any:

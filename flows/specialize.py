@@ -14,6 +14,7 @@ from tasks.embedded import embedded_prefect
 from tasks.from_sweep import read_sweep
 from tasks.home import home, require_writable
 from tasks.leaks import kept_rows
+from tasks.outputs import result_folder
 from tasks.pages import show_pages
 from tasks.profile import require_profile
 from tasks.progress import watch, watching
@@ -34,8 +35,7 @@ def specialize_flow(
         sweep: Folder of the sweep that the recipe is a point of; its front is shown in the card.
     """
     front = read_sweep(Path(sweep)) if sweep else None
-    started, folder = time.time(), Path(out or f"runs/{recipe.name}")
-    require_writable(folder, "out")
+    started, folder = time.time(), result_folder(out, recipe.name)
     require_profile(recipe)
 
     with recording() as stages:

@@ -14,7 +14,9 @@ from typing import NoReturn
 
 import typer
 
-from tasks.errors import bad_input
+from tasks.errors import bad_input, one_line
+from tasks.outages import told
+from tasks.secrets import without_secrets
 
 PASS, UNEXPECTED, BAD_INPUT = 0, 1, 2
 EXIT_CODES = {"pass": PASS, "fail": 3, "inconclusive": 4}
@@ -55,9 +57,17 @@ def terminate(number: int, _: FrameType | None) -> NoReturn:
 def one_line_errors() -> Iterator[None]:
     """What a user can mend ends with exit code 2 and one line; the rest keeps its traceback."""
     try:
-        yield
+        with without_secrets():
+            yield
     except bad_input() as error:
-        typer.echo(f"winnow: {' '.join(str(error).split())}", err=True)
+        typer.echo(f"winnow: {one_line(str(error))}", err=True)
+        raise typer.Exit(BAD_INPUT) from None
+    except Exception as error:
+        # a disk that is full, a server that stayed away: the user's to mend as well
+        line = told(error)
+        if line is None:
+            raise
+        typer.echo(f"winnow: {one_line(line)}", err=True)
         raise typer.Exit(BAD_INPUT) from None
     except KeyboardInterrupt:
         typer.echo("winnow: interrupted", err=True)

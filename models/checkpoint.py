@@ -91,8 +91,9 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         if pickles:
             raise GeneralistError(
                 f"{path.parent}: holds {pickles[0]} but no {path.name}; pickled weights are not "
-                "read, convert them: safetensors.torch.save_file(torch.load(FILE, "
-                f"weights_only=True), {path.name!r})"
+                "read; convert them: safetensors.torch.save_file(torch.load(FILE, "
+                f"weights_only=True), {path.name!r}), or, where you trust them, set "
+                "generalist.allow_pickle: true"
             )
         raise GeneralistError(f"{path}: no such file")
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.util
-import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,9 +18,20 @@ from models.checkpoint import Bundle, check_finite, read_safetensors
 from models.delta import find_head
 from models.errors import GeneralistError
 from models.licence import licence_of_source
+from models.safety import (
+    exists,
+    plain_name,
+    read_json,
+    require_no_code,
+    require_own_files,
+    require_plain_index,
+    safe_weights,
+    unloadable,
+)
 from models.text import (
     ENCODERS,
     TextClassifier,
+    build_text,
     encoder_config,
     max_positions,
     plain_tokenizer,
@@ -37,34 +47,37 @@ from transformers.utils.hub import cached_file  # noqa: E402
 
 __all__ = ["load_generalist"]
 
+# what create_model would take as a place to read from
+_NOT_ARGUMENTS = ("pretrained", "checkpoint", "cache_dir", "state_dict", "file", "url")
+_LARGEST = 1_000_000  # no width, depth or side of a model that fits this machine
 _FORMS = "timm:NAME, timm:local-dir:DIR, hf:NAME, hf:DIR or hf:package:MODULE/FOLDER"
 
 
-def load_generalist(source: str, *, max_length: int = 128) -> Bundle:
+def load_generalist(
+    source: str,
+    *,
+    max_length: int = 128,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Bundle:
     """Load the generalist that ``source`` names, ready to run on the CPU in float32.
 
     Args:
         source: ``timm:NAME``, ``timm:local-dir:DIR``, ``hf:NAME``, ``hf:DIR``, or
             ``hf:package:MODULE/FOLDER`` (a folder inside an installed Python package).
         max_length: longest text in tokens; lowered to what the encoder's positions allow.
+        allow_pickle: also read weights from a pickle, with PyTorch's reader for weights alone.
+        trust_remote_code: run Python code that an ``hf:`` checkpoint brings along.
 
     Raises:
         GeneralistError: one line that names the source and what would be right.
     """
     library, _, name = source.partition(":")
     if library == "timm" and name:
-        return _load_timm(source, name)
+        return _load_timm(source, name, allow_pickle)
     if library == "hf" and name:
-        return _load_transformers(source, name, max_length)
+        return _load_transformers(source, name, max_length, allow_pickle, trust_remote_code)
     raise GeneralistError(f"generalist {source!r}: expected {_FORMS}")
-
-
-def _unloadable(source: str, error: Exception, *, local: bool) -> GeneralistError:
-    """Turn whatever a library or the network raised into one line."""
-    text = str(error).strip()
-    reason = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
-    remedy = "" if local else "; check the name and the connection, or name a local folder"
-    return GeneralistError(f"generalist {source!r} cannot be loaded{remedy} ({reason})")
 
 
 @contextlib.contextmanager
@@ -79,38 +92,37 @@ def _quiet_hub() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GeneralistError(f"{path}: no such file") from error
-    except ValueError as error:
-        raise GeneralistError(f"{path}: not JSON ({error})") from error
-
-
 # --- timm -----------------------------------------------------------------------------------
 
 
-def _load_timm(source: str, name: str) -> Bundle:
+def _load_timm(source: str, name: str, allow_pickle: bool) -> Bundle:
     model_args: dict[str, Any] = {}
+    # weights come from a file of our choice: left alone, timm falls back to a pickle
+    overlay: dict[str, Any] | None = None
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:")).expanduser()
         if not folder.is_dir():
             raise GeneralistError(f"generalist {source!r}: no such folder")
-        config = _read_json(folder / "config.json")
+        require_own_files(folder, source)
+        config = read_json(folder / "config.json")
         if not isinstance(config, dict) or "architecture" not in config:
             raise GeneralistError(f"{folder / 'config.json'}: no field 'architecture'")
         _known_architecture(str(config["architecture"]), source)
-        read_safetensors(folder / "model.safetensors")  # refuses pickles and NaN by name
-        model_args = dict(config.get("model_args") or {})
+        weights = folder / "model.safetensors"
+        if weights.is_file() or not allow_pickle:
+            read_safetensors(weights)  # refuses pickles and NaN by name
+        model_args = _model_args(config, folder / "config.json")
         name = f"local-dir:{folder}"
-    elif ":" not in name:
-        _known_architecture(name.partition(".")[0], source)
+    elif not allow_pickle:
+        if ":" not in name:
+            _known_architecture(name.partition(".")[0], source)
+        with _quiet_hub():
+            overlay = safe_weights(source, name)
     with _quiet_hub():
         try:
-            model = timm.create_model(name, pretrained=True)
+            model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
         except Exception as error:
-            raise _unloadable(source, error, local=name.startswith("local-dir:")) from error
+            raise unloadable(source, error, local=name.startswith("local-dir:")) from error
     model = model.float().eval()
     check_finite(model.state_dict(), source)
     card = dict(cast("dict[str, Any]", model.pretrained_cfg))
@@ -137,6 +149,20 @@ def _load_timm(source: str, name: str) -> Bundle:
         },
         licence=card.get("license"),
     )
+
+
+def _model_args(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return a folder's arguments for the architecture; none may name a file or be huge."""
+    found = config.get("model_args") or {}
+    if not isinstance(found, dict):
+        raise GeneralistError(f"{path}: model_args is {type(found).__name__}, expected an object")
+    for key, value in found.items():
+        if key.startswith(_NOT_ARGUMENTS):
+            raise GeneralistError(f"{path}: model_args.{key} is not taken from a folder; remove it")
+        sizes = value if isinstance(value, list) else [value]
+        if any(isinstance(x, int | float) and abs(x) > _LARGEST for x in sizes):
+            raise GeneralistError(f"{path}: model_args.{key} {value!r} is no size of a model")
+    return dict(found)
 
 
 def _is_plain(value: object) -> bool:
@@ -201,35 +227,47 @@ def _package_folder(source: str, name: str) -> str:
             f"generalist {source!r}: Python package {module!r} is not installed; "
             "install the distribution that carries it"
         )
-    return str(Path(roots[0]) / folder)
+    found = Path(roots[0]) / folder
+    if not found.resolve().is_relative_to(Path(roots[0]).resolve()):
+        raise GeneralistError(f"generalist {source!r}: {folder!r} leads out of the package")
+    return str(found)
 
 
-def _load_transformers(source: str, name: str, max_length: int) -> Bundle:
+def _load_transformers(
+    source: str, name: str, max_length: int, allow_pickle: bool, trust_remote_code: bool
+) -> Bundle:
     if name.startswith("package:"):
         name = _package_folder(source, name.removeprefix("package:"))
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if exists(folder):
         name = str(folder)
-        _check_folder(folder)
+        _check_folder(folder, source, allow_pickle)
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise GeneralistError(f"generalist {source!r}: no such folder")
     with quiet_transformers(), _quiet_hub():
         try:
-            model, labels = _read_encoder(name)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            if not trust_remote_code:
+                require_no_code(source, name)
+            model, labels = _read_encoder(name, allow_pickle, trust_remote_code)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                name, trust_remote_code=trust_remote_code
+            )
             pad_id = tokenizer.pad_token_id
             backend = getattr(tokenizer, "backend_tokenizer", None)
             extras = _sentence_settings(name)
         except GeneralistError:
             raise
         except Exception as error:
-            raise _unloadable(source, error, local=folder.is_dir()) from error
+            raise unloadable(source, error, local=folder.is_dir()) from error
     if backend is None:
         raise GeneralistError(f"generalist {source!r}: has no fast tokenizer (tokenizer.json)")
     if labels is None and model.head is None:
         model.pooling, model.normalize = extras["pooling"], extras["normalize"]
     model = model.float().eval()
     check_finite(model.state_dict(), source)
+    config = _text_config(model)
+    if trust_remote_code:
+        _require_rebuilt(source, model, config)
     longest = min(max_length, max_positions(model.encoder), extras["max_length"] or max_length)
     return Bundle(
         model=model,
@@ -237,28 +275,65 @@ def _load_transformers(source: str, name: str, max_length: int) -> Bundle:
         labels=labels,
         preprocess={"modality": "text", "max_length": longest, "pad_id": int(pad_id or 0)},
         tokenizer=plain_tokenizer(backend.to_str()),
-        config={
-            "library": "transformers",
-            "encoder": encoder_config(model.encoder),
-            "pooling": model.pooling,
-            "normalize": model.normalize,
-            "neck": model.neck_name,
-            "classes": 0 if model.head is None else model.head.out_features,
-        },
+        config=config,
         licence=licence_of_source(f"hf:{name}", {})["name"],
     )
 
 
-def _check_folder(folder: Path) -> None:
+def _text_config(model: TextClassifier) -> dict[str, Any]:
+    """Return all that rebuilds the untouched architecture."""
+    return {
+        "library": "transformers",
+        "encoder": encoder_config(model.encoder),
+        "pooling": model.pooling,
+        "normalize": model.normalize,
+        "neck": model.neck_name,
+        "classes": 0 if model.head is None else model.head.out_features,
+    }
+
+
+def _require_rebuilt(source: str, model: TextClassifier, config: dict[str, Any]) -> None:
+    """Raise where a checkpoint's own code computes what its settings alone do not say.
+
+    Every later stage rebuilds the model from its settings and weights, without that code.
+    """
+    ids = torch.arange(6).reshape(1, 6) % int(config["encoder"].get("vocab_size", 6))
+    batch = ids, torch.ones_like(ids)
+    try:
+        plain = build_text(config).float().eval()
+        plain.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            same = torch.allclose(plain(*batch), model(*batch), atol=1e-5)
+    except Exception as error:  # whatever does not fit is another architecture
+        raise unloadable(source, error, local=True) from error
+    if not same:
+        raise GeneralistError(
+            f"generalist {source!r}: its own code computes another model than its settings "
+            "describe; name a checkpoint of a known architecture"
+        )
+
+
+def _check_folder(folder: Path, source: str, allow_pickle: bool) -> None:
     """Refuse a folder without safetensors, or with a NaN in them, before anything is built."""
-    _read_json(folder / "config.json")
-    if not (folder / "model.safetensors.index.json").is_file():
+    require_own_files(folder, source)
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise GeneralistError(f"{folder / 'config.json'}: not an object of named values")
+    for key, value in config.items():
+        if isinstance(value, int | float) and abs(value) > _LARGEST and "token" not in key:
+            raise GeneralistError(f"{folder / 'config.json'}: {key} {value} is no size of a model")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        require_plain_index(index)
+    elif (folder / "model.safetensors").is_file() or not allow_pickle:
         read_safetensors(folder / "model.safetensors")
 
 
-def _read_encoder(name: str) -> tuple[TextClassifier, tuple[str, ...] | None]:
+def _read_encoder(
+    name: str, allow_pickle: bool, trust_remote_code: bool
+) -> tuple[TextClassifier, tuple[str, ...] | None]:
     """Load the encoder, with its head where the checkpoint is a sequence classifier."""
-    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     if config.model_type not in ENCODERS:
         raise GeneralistError(
             f"generalist {name!r}: model_type {config.model_type!r} is not an encoder "
@@ -279,8 +354,9 @@ def _read_encoder(name: str) -> tuple[TextClassifier, tuple[str, ...] | None]:
         config=config,
         dtype=torch.float32,
         attn_implementation="eager",
-        use_safetensors=True,
-        trust_remote_code=False,
+        use_safetensors=None if allow_pickle else True,
+        weights_only=True,
+        trust_remote_code=trust_remote_code,
         output_loading_info=True,
     )
     missing = sorted(key for key in report["missing_keys"] if "pooler." not in key or classifier)
@@ -320,18 +396,18 @@ def _sentence_settings(name: str) -> dict[str, Any]:
     settings: dict[str, Any] = {"pooling": "mean", "normalize": False, "max_length": None}
     length = _optional(name, "sentence_bert_config.json")
     if length is not None:
-        settings["max_length"] = _read_json(length).get("max_seq_length")
+        settings["max_length"] = read_json(length).get("max_seq_length")
     modules = _optional(name, "modules.json")
     if modules is None:
         return settings
-    for entry in _read_json(modules):
+    for entry in read_json(modules):
         kind = str(entry["type"]).rpartition(".")[2]
         if kind == "Normalize":
             settings["normalize"] = True
         elif kind == "Pooling":
-            pooling = _optional(name, f"{entry['path']}/config.json")
+            pooling = _optional(name, f"{plain_name(entry['path'], name)}/config.json")
             if pooling is not None:
-                settings["pooling"] = _pooling_mode(_read_json(pooling), name)
+                settings["pooling"] = _pooling_mode(read_json(pooling), name)
         elif kind != "Transformer":
             raise GeneralistError(
                 f"generalist {name!r}: modules.json names {kind!r}; "

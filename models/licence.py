@@ -104,7 +104,7 @@ def _value(values: Mapping[str, Any]) -> str | None:
     for key in _KEYS:
         value = values.get(key)
         if isinstance(value, list):
-            value = ", ".join(map(str, value))
+            value = ", ".join(name for name in value[:9] if isinstance(name, str))
         if isinstance(value, str) and value.strip().lower() not in _SAY_NOTHING:
             return value
     return None
@@ -116,20 +116,26 @@ def _present(folder: Path, names: tuple[str, ...]) -> list[Path]:
 
 def _front_matter(card: Path) -> Mapping[str, Any]:
     """Return the YAML between the first two lines of dashes; empty where there is none."""
-    text = card.read_text(encoding="utf-8", errors="replace").lstrip("\ufeff")
+    text = _beginning(card).lstrip("\ufeff")
     found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
     if found is None:
         return {}
     try:
         values = yaml.safe_load(found[1])
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError):
         return {}
     return values if isinstance(values, Mapping) else {}
 
 
+def _beginning(file: Path) -> str:
+    """Return as much of a text file as any card or licence has."""
+    with file.open("rb") as stream:
+        return stream.read(1_000_000).decode(errors="replace")
+
+
 def _title(file: Path) -> str | None:
     """Return a licence's name by its text, else the first line that says something."""
-    text = file.read_text(encoding="utf-8", errors="replace")
+    text = _beginning(file)
     plain = " ".join(text.lower().split())
     for pattern, name in _TITLES:
         if re.search(pattern, plain[:4000]):

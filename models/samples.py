@@ -29,14 +29,14 @@ class ImageSamples:
         pixels: uint8 (N, 3, H, W).
         labels: int64 (N,), None for an unlabelled pool.
         mean, std: per channel, of pixels in [0, 1].
-        augmentation: applied where a generator is passed.
+        augmentation: applied where a generator is passed; None: nothing may be drawn.
     """
 
     pixels: Tensor
     labels: Tensor | None
     mean: Sequence[float]
     std: Sequence[float]
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    augmentation: Augmentation | None = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.dim() != 4 or self.pixels.shape[1] != 3:
@@ -58,6 +58,8 @@ class ImageSamples:
         """
         pixels = self.pixels[indices.to(self.pixels.device)].to(device).float() / 255.0
         if generator is not None:
+            if self.augmentation is None:
+                raise GeneralistError("samples: made without an augmentation, and yet drawn from")
             pixels = augment(pixels, self.augmentation, generator)
         mean = torch.tensor(self.mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, dtype=torch.float32, device=device).view(1, 3, 1, 1)

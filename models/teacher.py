@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.checkpoint import Bundle
 from models.errors import GeneralistError
+from models.finetune import Keeper, Progress, TeacherSettings, fine_tune, is_text
 from models.folding import fold_batchnorm
 from models.heads import covers, features, head_of, restrict_head, with_head
 from models.linear_probe import (
@@ -30,40 +29,11 @@ from models.linear_probe import (
     stratified_folds,
     tempered_loss,
 )
-from models.samples import Samples, TextSamples
+from models.samples import Samples
 
 __all__ = ["TeacherSettings", "adapt"]
 
-Progress = Callable[[int, int, str], None]
-
 _EVAL_BATCH = 64
-_CONTRAST_TEMPERATURE = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherSettings:
-    """How the body is fine-tuned and how the choice is made.
-
-    Attributes:
-        steps: of fine-tuning; 0 trains the head alone.
-        batch_size: examples a step, in pairs of a class.
-        lr, head_lr: peak learning rates. weight_decay: AdamW's.
-        contrast: weight of the supervised contrastive loss (text only).
-        alphas: parts of the way to the fine-tuned weights that are tried.
-        folds: of the cross-validation; one fold's shots are left out to choose alpha.
-        seed: of every draw. autocast_bf16: bfloat16 in the forward passes.
-    """
-
-    steps: int
-    batch_size: int
-    lr: float
-    head_lr: float
-    weight_decay: float
-    contrast: float = 1.0
-    alphas: tuple[float, ...] = (0.5, 1.0)
-    folds: int = 4
-    seed: int = 0
-    autocast_bf16: bool = False
 
 
 def adapt(
@@ -74,8 +44,11 @@ def adapt(
     settings: TeacherSettings,
     device: torch.device,
     progress: Progress | None = None,
+    keeper: Keeper | None = None,
 ) -> tuple[Bundle, dict[str, float]]:
     """Adapt ``generalist`` to ``classes`` with the labelled ``support`` set; nothing else is seen.
+
+    ``keeper`` keeps the steps that are finished, for a run that is killed; None keeps nothing.
 
     Returns:
         The teacher on the CPU, BatchNorm folded, labels set; and metrics: ``strength`` of the
@@ -119,28 +92,34 @@ def adapt(
         _write(target, fit_probe(found, wanted, len(classes), strength, start=start))
 
     alpha, losses, total = 0.0, {}, 2 * s.steps
-    if s.steps and fold_of is not None:
+    chosen = None if keeper is None else keeper.load()
+    if chosen is not None:
+        alpha, losses = chosen["alpha"], chosen["losses"]
+    elif s.steps and fold_of is not None:
         train, held = (fold_of != 0).nonzero().flatten(), (fold_of == 0).nonzero().flatten()
         fit_head(model, train)
-        tuned = _fine_tune(model, support, train, s, device, _shifted(progress, 0, total))
+        tuned = fine_tune(
+            model, support, train, s, device, _shifted(progress, 0, total), _part(keeper, "part")
+        )
         for tried in (0.0, *s.alphas):
             between = _between(model, tuned, tried)
-            if tried and _is_text(support):
+            if tried and is_text(support):
                 fit_head(between, train)
             losses[tried] = _loss(between, support, held, device)
         # ties (shots that are told apart perfectly) go to the tuned body for text, whose classes
         # the contrastive loss spreads apart, and to the generalist's own body for images
-        order = sorted(losses, reverse=_is_text(support))
+        order = sorted(losses, reverse=is_text(support))
         alpha = min(order, key=lambda key: round(losses[key], 4))
-        metrics |= {f"held_loss_{key:g}": value for key, value in losses.items()}
+        if keeper is not None:  # all that is left of the first fine-tuning
+            keeper.save({"alpha": alpha, "losses": losses})
+    metrics |= {f"held_loss_{key:g}": value for key, value in losses.items()}
     fit_head(model)
     if alpha:
         everything = torch.arange(len(support))
-        tuned = _fine_tune(
-            model, support, everything, s, device, _shifted(progress, s.steps, total)
-        )
+        later = _shifted(progress, s.steps, total)
+        tuned = fine_tune(model, support, everything, s, device, later, _part(keeper, "all"))
         blended = _between(model, tuned, alpha)
-        if _is_text(support):
+        if is_text(support):
             fit_head(blended)
         model = blended
     if progress is not None:
@@ -149,9 +128,8 @@ def adapt(
     return bundle, {**metrics, "alpha": alpha}
 
 
-def _is_text(samples: Samples) -> bool:
-    """Whether the head is refitted on the tuned body (text, whose contrastive loss moves it)."""
-    return isinstance(samples, TextSamples)
+def _part(keeper: Keeper | None, name: str) -> Keeper | None:
+    return None if keeper is None else keeper.part(name)
 
 
 def _shifted(progress: Progress | None, base: int, total: int) -> Progress | None:
@@ -196,91 +174,3 @@ def _between(a: nn.Module, b: nn.Module, alpha: float) -> nn.Module:
     for parameter, other in zip(mixed.parameters(), b.parameters(), strict=True):
         parameter.lerp_(other, alpha)
     return mixed
-
-
-def _pairs(labels: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Endless batches of positions, two of a class side by side, classes in turn."""
-    by_class = [torch.nonzero(labels == label).flatten() for label in labels.unique()]
-    waiting: list[int] = []
-    while True:
-        while len(waiting) < size:
-            for at in torch.randperm(len(by_class), generator=generator).tolist():
-                own = by_class[at]
-                picked = own[torch.randperm(len(own), generator=generator)[:2]]
-                waiting += picked.tolist()
-        yield torch.tensor(waiting[:size])
-        waiting = waiting[size:]
-
-
-def _contrast(x: Tensor, labels: Tensor) -> Tensor:
-    """Supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362, eq. 2) of (N, D)."""
-    z = F.normalize(x.float(), dim=1)
-    itself = torch.eye(len(labels), dtype=torch.bool, device=x.device)
-    similarity = (z @ z.T / _CONTRAST_TEMPERATURE).masked_fill(itself, -1e9)
-    positive = (labels[:, None] == labels[None]) & ~itself
-    log_p = similarity - similarity.logsumexp(1, keepdim=True)
-    counts = positive.sum(1)
-    mean = (log_p * positive).sum(1) / counts.clamp_min(1)
-    return -mean[counts > 0].mean() if bool((counts > 0).any()) else mean.sum() * 0.0
-
-
-def _fine_tune(
-    model: nn.Module,
-    samples: Samples,
-    rows: Tensor,
-    s: TeacherSettings,
-    device: torch.device,
-    progress: Progress | None,
-) -> nn.Module:
-    """Return a fine-tuned copy. Text keeps its dropout on: it is the augmentation it has."""
-    assert samples.labels is not None
-    tuned = copy.deepcopy(model).train(_is_text(samples))
-    generator = torch.Generator().manual_seed(s.seed)
-    head_name, head = head_of(tuned)
-    tables = {id(m.weight) for m in tuned.modules() if isinstance(m, nn.Embedding)}
-    body = [
-        p
-        for name, p in tuned.named_parameters()
-        if not name.startswith(f"{head_name}.") and id(p) not in tables
-    ]
-    for parameter in tuned.parameters():
-        parameter.requires_grad_(id(parameter) not in tables)
-    groups = [
-        {"params": [p for p in body if p.ndim > 1], "lr": s.lr, "weight_decay": s.weight_decay},
-        {"params": [p for p in body if p.ndim <= 1], "lr": s.lr, "weight_decay": 0.0},
-        {"params": list(head.parameters()), "lr": s.head_lr, "weight_decay": 0.0},
-    ]
-    optimiser = torch.optim.AdamW(groups)
-    warm = max(1, s.steps // 10)
-
-    def rate(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, s.steps - warm)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
-    inputs: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    batches = _pairs(samples.labels[rows], min(s.batch_size, 2 * len(rows)), generator)
-    forked = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(forked):  # dropout draws from the global generator
-        torch.manual_seed(s.seed)
-        for step in range(s.steps):
-            picked = rows[next(batches)]
-            batch = samples.batch(picked, device=device, generator=generator)
-            labels = samples.labels[picked].to(device)
-            inputs.clear()
-            with torch.autocast(device.type, torch.bfloat16, enabled=s.autocast_bf16):
-                logits = tuned(*batch)
-            loss = F.cross_entropy(logits.float(), labels)
-            if s.contrast and _is_text(samples):
-                loss = loss + s.contrast * _contrast(inputs[0], labels)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(body, 1.0)
-            optimiser.step()
-            schedule.step()
-            if progress is not None:
-                progress(step + 1, s.steps, "teacher")
-    hook.remove()
-    return tuned.eval()

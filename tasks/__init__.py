@@ -16,7 +16,11 @@ _DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # A server that is away is waited for four minutes, as MLflow's client does; Prefect's own five
+    # tries end after one.
+    "PREFECT_CLIENT_MAX_RETRIES": "7",
 }
 for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)

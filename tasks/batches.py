@@ -50,8 +50,13 @@ def _file(data: Artifact, name: str) -> Path:
     return data.folder / f"{name}.parquet"
 
 
-def samples(split: Split, bundle: Bundle, recipe: Recipe) -> Samples:
-    """Decode a split as the specialist will when it serves; -1 labels become UNLABELLED."""
+def samples(split: Split, bundle: Bundle, recipe: Recipe, *, augmented: bool = False) -> Samples:
+    """Decode a split as the specialist will when it serves; -1 labels become UNLABELLED.
+
+    Args:
+        augmented: whether images may be drawn with random changes, those of `recipe.augment`:
+            only what trains reads that, and depends on it.
+    """
     labels = torch.tensor(split.labels, dtype=torch.int64)
     labels = torch.where(labels < 0, UNLABELLED, labels)
     if bundle.modality == "text":
@@ -63,18 +68,22 @@ def samples(split: Split, bundle: Bundle, recipe: Recipe) -> Samples:
     preprocess = ImagePreprocess.from_dict(bundle.preprocess)
     images = [preprocess.decode(raw) for raw in split.inputs]
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()  # (N, 3, H, W)
-    a = recipe.augment
-    augmentation = Augmentation(
-        crop_scale=a.crop_scale,
-        flip=a.flip,
-        rotate_degrees=a.rotate_degrees,
-        brightness=a.colour,
-        contrast=a.colour,
-        saturation=a.colour,
-        erase_probability=a.erase_probability,
-    )
     mean, std = bundle.preprocess["mean"], bundle.preprocess["std"]
+    augmentation = _augmentation(recipe) if augmented else None
     return ImageSamples(pixels, labels, mean, std, augmentation)
+
+
+def _augmentation(recipe: Recipe) -> Augmentation:
+    asked = recipe.augment
+    return Augmentation(
+        crop_scale=asked.crop_scale,
+        flip=asked.flip,
+        rotate_degrees=asked.rotate_degrees,
+        brightness=asked.colour,
+        contrast=asked.colour,
+        saturation=asked.colour,
+        erase_probability=asked.erase_probability,
+    )
 
 
 def blank(bundle: Bundle) -> Batch:

@@ -2,14 +2,22 @@
 
 A key covers the input artifacts' digests, the recipe values that the stage reads, the content of
 data and weights outside the store, the source files that the stage's module reaches by imports in
-our rooms, and the versions of the libraries that compute. Paths and devices are not part of it.
+our rooms, and the versions of Python and of the libraries that compute.
+
+Not part of it: paths, the home, the device, the number of threads or workers. A GPU, a processor
+with bfloat16 or another OMP_NUM_THREADS sums floats in another order, so the same key computed
+elsewhere may differ in the last digits; each is an equally good result of the same recipe, and the
+first one that is made is the one that all later runs share. Stages that time something do depend
+on the host: they name it in their key (`tasks.this_host`).
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
+import platform
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,10 +36,16 @@ _WIRING = {
     "tasks.embedded",
     "tasks.errors",
     "tasks.home",
-    "tasks.layout",
+    "tasks.hub",
+    "tasks.locks",
     "tasks.methods",
+    "tasks.partial",
     "tasks.progress",
+    "tasks.processes",
     "tasks.recipes",
+    "tasks.run_page",
+    "tasks.section",
+    "tasks.secrets",
     "tasks.sections",
     "tasks.stage",
     "tasks.tracking",
@@ -41,10 +55,12 @@ _WIRING = {
 _LIBRARIES = (
     "datasets",
     "imagehash",
+    "ml-dtypes",
     "numpy",
     "onnx",
     "onnx-ir",
     "onnxruntime",
+    "onnxruntime-gpu",
     "onnxscript",
     "pandas",
     "pillow",
@@ -89,9 +105,10 @@ def stage_key(
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """Installed versions of the libraries that compute."""
-    found = {}
+    """Installed versions of the libraries that compute, and Python's own (its Unicode tables)."""
+    found = {"python": ".".join(platform.python_version_tuple()[:2])}
     for name in _LIBRARIES:
         try:
             found[name] = version(name)
@@ -104,7 +121,7 @@ def code_digest(module: str, root: Path = ROOT) -> str:
     """SHA-256 over the source files that `module` reaches by imports within the rooms."""
     total = hashlib.sha256()
     for name, path in sorted(import_closure(module, root).items()):
-        total.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+        total.update(f"{name}\0{_looked_at(path)[0]}\0".encode())
     return total.hexdigest()
 
 
@@ -140,14 +157,33 @@ def _source(name: str, root: Path) -> Path | None:
 def _imports(name: str, path: Path, root: Path) -> list[str]:
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found: list[str] = []
-    for node in ast.walk(ast.parse(path.read_bytes(), filename=str(path))):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*above, base] if base else above)
-            # `from package import name` may name a module or something inside one
-            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    for level, base, names in _looked_at(path)[1]:
+        if level:
+            above = package.split(".")[: len(package.split(".")) - level + 1]
+            base = ".".join([*above, base] if base else above)
+        # `from package import name` may name a module or something inside one
+        found += [base, *(f"{base}.{alias}" for alias in names)]
     return [target for target in found if _source(target, root) is not None]
+
+
+# an import: how many packages up it starts, what it imports from, the names it takes from there
+_Import = tuple[int, str, tuple[str, ...]]
+
+
+def _looked_at(path: Path) -> tuple[str, tuple[_Import, ...]]:
+    """A source file's SHA-256 and its imports; read again only once it has changed."""
+    state = path.stat()
+    return _read(path, state.st_mtime_ns, state.st_size, state.st_ino)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(path: Path, *_: int) -> tuple[str, tuple[_Import, ...]]:
+    content = path.read_bytes()
+    found: list[_Import] = []
+    for node in ast.walk(ast.parse(content, filename=str(path))):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name, ()) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = tuple(alias.name for alias in node.names)
+            found.append((node.level, node.module or "", names))
+    return hashlib.sha256(content).hexdigest(), tuple(found)

@@ -12,12 +12,13 @@ from pydantic import Field, field_validator, model_validator
 
 from compression.schedule import halving_rungs
 from tasks.methods import Distill, Prune, Quantize, Shrink, Teacher
+from tasks.section import Section
 from tasks.sections import (
+    NAME,
     Augment,
     Generalist,
     Leaks,
     Limits,
-    Section,
     Sweep,
     Target,
     Task,
@@ -35,7 +36,7 @@ class Recipe(Section):
     """Everything that one specialization needs to know."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        pattern=NAME,
         description="Name of the run's folder and of the registered model: letters, digits, . _ -",
     )
     generalist: Generalist = Field(description="The big pretrained model to start from.")

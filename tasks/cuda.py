@@ -12,6 +12,7 @@ from exports.cuda_latency import cuda_timings
 from exports.half import HalfError, convert_half
 from exports.runtime import SessionError, host_profile
 from tasks.config import Recipe
+from tasks.host_clock import host_clock
 from tasks.ledger import WORTH
 
 _BATCHES = (1, 32, 256)
@@ -40,9 +41,14 @@ def cuda_rows(
             halves[name] = scratch / f"{name}-half.onnx"
             inputs[name] = feeds[name]
             convert_half(files[name], halves[name], feed=feeds[name])
-        found = cuda_timings(
-            halves, inputs, batches=_BATCHES, repeats=recipe.verify.repeats, seed=recipe.task.seed
-        )
+        with host_clock():
+            found = cuda_timings(
+                halves,
+                inputs,
+                batches=_BATCHES,
+                repeats=recipe.verify.repeats,
+                seed=recipe.task.seed,
+            )
     except (HalfError, SessionError):  # a provider that is listed may still lack its libraries
         return []
     smaller = counts["teacher"]["prunable"] / max(1, counts["pruned"]["prunable"])

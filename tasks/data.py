@@ -26,6 +26,7 @@ def read_task_source(task: Task, field: str, *, labelled: bool = True) -> Source
         text_column=task.text_column,
         label_column=task.label_column if labelled else None,
         labelled=labelled,
+        allow_outside=task.allow_outside_files,
     )
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from exports.runtime import default_activation, host_profile
 from tasks.errors import RecipeError
 from tasks.home import home, require_writable, store, tracking_uri
+from tasks.secrets import redacted
 
 _PACKAGES = (
     "torch",
@@ -97,4 +98,4 @@ def _stores() -> Iterator[Finding]:
     artifacts = sum(1 for _ in store().glob("*/*/artifact.json")) if store().is_dir() else 0
     yield "home", f"{home()}: {artifacts} artifacts, {free:.0f} GB free", free > _FREE_GB
     text, good = state_of_store()
-    yield "mlflow", f"{tracking_uri()}: {text}", good
+    yield "mlflow", redacted(f"{tracking_uri()}: {text}"), good

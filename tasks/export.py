@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from exports.runtime import host_profile
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
 from tasks.layout import GRAPH, GRIDS, QUANTIZED
 from tasks.progress import Callback
 from tasks.stage import stage
+from tasks.this_host import timed_by
 
 
 @stage(
@@ -25,7 +25,7 @@ from tasks.stage import stage
     ),
     splits=("support", "unlabelled"),
     # which form of an INT8 graph is fastest, and which type of activations, is this host's
-    outside=lambda _: {"host": json.dumps(host_profile(), sort_keys=True)},
+    outside=lambda _: {"host": timed_by()},
     # a float model's graph depends on nothing but the model
     when=lambda _, model: model.stage == "quantize",
 )

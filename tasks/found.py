@@ -46,13 +46,18 @@ class Pair(BaseModel):
         """Whether the two have different labels."""
         return self.labels[0] != self.labels[1]
 
-    def named(self, recipe: Recipe) -> str:
-        """The two in words, for one line."""
+    def named(self, train: str = "task.train", test: str = "task.test") -> str:
+        """The two in words, for one line.
+
+        Args:
+            train, test: what the sources are called. What is kept calls them by their fields:
+                a run on the same data elsewhere reuses it.
+        """
         if self.how != "image" and not self.shown[0].startswith("sha256:"):
             one, other = (repr(_cut(text, _NAMED)) for text in self.shown)
             return one if one == other else f"{one} and {other}"
-        second = recipe.task.test if self.split == "test" else recipe.task.train
-        return f"row {self.rows[0]} of {recipe.task.train} and row {self.rows[1]} of {second}"
+        second = test if self.split == "test" else train
+        return f"row {self.rows[0]} of {train} and row {self.rows[1]} of {second}"
 
 
 def pair_of(
@@ -146,11 +151,15 @@ def refuse(recipe: Recipe, pairs: Sequence[Pair], support: int, classes: Sequenc
         support: how many examples the support set has.
     """
     policy, task, found = recipe.leaks, recipe.task, counts(pairs)
+
+    def named(pair: Pair) -> str:
+        return pair.named(task.train, task.test)
+
     if found["exact"] and policy.exact == "stop":
         first = next(pair for pair in pairs if pair.kind == "exact")
         raise DataError(
             f"task.test: {found['exact']} of the support set's {support} examples are also in "
-            f"{task.test} (such as {first.named(recipe)}); remove them there, or set leaks.exact: "
+            f"{task.test} (such as {named(first)}); remove them there, or set leaks.exact: "
             "drop to leave them out, or warn"
         )
     if found["conflicts"] and policy.conflicts == "stop":
@@ -158,21 +167,21 @@ def refuse(recipe: Recipe, pairs: Sequence[Pair], support: int, classes: Sequenc
         one, other = (classes[label] for label in first.labels)
         raise DataError(
             f"task.{'test' if first.split == 'test' else 'train'}: {_conflicts(found)} (such as "
-            f"{first.named(recipe)}: {one!r} and {other!r}); mend the labels, or set "
+            f"{named(first)}: {one!r} and {other!r}); mend the labels, or set "
             "leaks.conflicts: warn"
         )
     if found["near"] and policy.near == "stop":
         first = next(pair for pair in pairs if pair.kind == "near")
         raise DataError(
             f"task.test: {found['near']} of the support set's {support} examples are nearly the "
-            f"same as examples of {task.test} (such as {first.named(recipe)}); remove them there, "
+            f"same as examples of {task.test} (such as {named(first)}); remove them there, "
             "or set leaks.near: drop to leave them out, or warn"
         )
     if found["within"] and policy.near == "stop":
         first = next(pair for pair in pairs if pair.kind == "within")
         raise DataError(
             f"task.train: {found['within']} of the support set's {support} examples repeat another "
-            f"one (such as {first.named(recipe)}); remove them there, or set leaks.near: warn"
+            f"one (such as {named(first)}); remove them there, or set leaks.near: warn"
         )
 
 
@@ -183,7 +192,7 @@ def warnings(
     found, lines = counts(pairs), []
 
     def example(kind: str) -> str:
-        return next(pair for pair in pairs if pair.kind == kind).named(recipe)
+        return next(pair for pair in pairs if pair.kind == kind).named()
 
     for kind, words in (("exact", "also in"), ("near", "nearly the same as examples of")):
         if found[kind]:
@@ -201,7 +210,7 @@ def warnings(
     if found["conflicts"]:
         first = next(pair for pair in pairs if pair.conflict)
         one, other = (classes[label] for label in first.labels)
-        lines.append(f"{_conflicts(found)} (such as {first.named(recipe)}: {one!r} and {other!r})")
+        lines.append(f"{_conflicts(found)} (such as {first.named()}: {one!r} and {other!r})")
     return lines
 
 

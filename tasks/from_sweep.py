@@ -53,6 +53,6 @@ def read_sweep(folder: Path) -> dict[str, Any]:
         raise RecipeError(
             f"--from-sweep: {path} is not there; give the folder of a finished sweep"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise RecipeError(f"--from-sweep: {path} is not a sweep of this version; {_AGAIN}")

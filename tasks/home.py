@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tasks.errors import RecipeError
+from tasks.fences import there
 
 # Ports of the pages that `winnow ui` serves; links to pages point there.
 UI_PORTS = {"mlflow": 5000, "prefect": 4200}
@@ -46,10 +48,22 @@ def page(server: str) -> str:
     return f"http://127.0.0.1:{UI_PORTS[server]}"
 
 
+def mlflow_page() -> str:
+    """Where people find MLflow's pages: WINNOW_MLFLOW_PAGE, else the tracking server.
+
+    Without a server, where `winnow ui` serves them. A password in the server's address is left out.
+    """
+    shown, uri = os.environ.get("WINNOW_MLFLOW_PAGE"), tracking_uri()
+    if shown is None and not uri.startswith("http"):
+        return page("mlflow")
+    parts = urlsplit(shown or uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+
+
 def require_writable(folder: Path, field: str) -> None:
     """Raise `RecipeError` where `folder` cannot be made or written to; creates nothing."""
     existing = folder.absolute()
-    while not existing.exists() and existing != existing.parent:
+    while not there(existing) and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
         raise RecipeError(f"{field}: {existing} is a file; name a folder that can be written to")

@@ -10,23 +10,40 @@ from tasks.artifacts import Artifact
 from tasks.config import Recipe
 from tasks.digests import folder_digest
 from tasks.errors import RecipeError
+from tasks.hub import commit_of_model
 from tasks.progress import Callback
 from tasks.stage import stage
 
 
 def _weights(recipe: Recipe) -> dict[str, str]:
-    """The content of a folder (also of one inside a package); a hub name stands for itself."""
+    """The content of a folder (also of one inside a package); of a hub's name, its commit.
+
+    The library and the package belong to it: they decide how a folder is read, and where its
+    licence is looked for.
+    """
     source = recipe.generalist.source
-    folder = Path(source.rpartition(":")[2])
-    if source.startswith("hf:package:"):
-        module, _, inner = source.removeprefix("hf:package:").partition("/")
+    library, _, name = source.partition(":")
+    folder, carrier = Path(name.removeprefix("local-dir:")).expanduser(), ""
+    if name.startswith("package:"):
+        module, _, inner = name.removeprefix("package:").partition("/")
         spec = importlib.util.find_spec(module) if module.isidentifier() else None
         if spec is not None and spec.submodule_search_locations:
-            folder = Path(spec.submodule_search_locations[0], inner)
-    return {"generalist": folder_digest(folder) if folder.is_dir() else f"name:{source}"}
+            folder, carrier = Path(spec.submodule_search_locations[0], inner), module
+    if folder.is_dir():
+        return {"generalist": f"{library}:{carrier}:{folder_digest(folder)}"}
+    return {"generalist": f"name:{source}:{commit_of_model(source)}"}
 
 
-@stage(reads=("generalist.max_length", "prune.keep_dense"), outside=_weights)
+@stage(
+    reads=(
+        "generalist.max_length",
+        # what was loaded with leave is refused without it
+        "generalist.allow_pickle",
+        "generalist.trust_remote_code",
+        "prune.keep_dense",
+    ),
+    outside=_weights,
+)
 def load(recipe: Recipe, *, into: Path, progress: Callback) -> dict[str, Any]:
     """Load the generalist; its folder, weights, tokenizer and layer names are checked here."""
     # torch, timm and transformers take five seconds to import; a reused stage needs none of them
@@ -37,7 +54,12 @@ def load(recipe: Recipe, *, into: Path, progress: Callback) -> dict[str, Any]:
     from tasks.batches import blank, dense_layers, weight_of
 
     source = recipe.generalist.source
-    bundle = load_generalist(source, max_length=recipe.generalist.max_length)
+    bundle = load_generalist(
+        source,
+        max_length=recipe.generalist.max_length,
+        allow_pickle=recipe.generalist.allow_pickle,
+        trust_remote_code=recipe.generalist.trust_remote_code,
+    )
     layers = prunable_layers(bundle.model, blank(bundle))
     parts = [part.name for part in segments(bundle.model, blank(bundle))]
     dense_layers(list(layers), parts, recipe.prune.keep_dense)

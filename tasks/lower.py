@@ -20,6 +20,7 @@ from models.checkpoint import Bundle
 from tasks import batches
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
+from tasks.host_clock import host_clock
 from tasks.layout import GRIDS
 from tasks.progress import Callback
 from tasks.sensitivity import Feed, calibration_rows, examples_needed, kept_float, single_rows
@@ -126,6 +127,7 @@ def _lower_int8(
         widest=_WIDEST,
         threads=recipe.verify.threads,
         seed=recipe.task.seed,
+        clock=host_clock,
     )
     best = chosen.chosen
     return {

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from tasks.sections import Section, rising_speeds
+from tasks.section import Amount, Count, Section, rising_speeds
 
 Kind = Literal["heads", "neurons", "channels", "blocks", "vocabulary"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -17,19 +17,14 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 class Teacher(Section):
     """How the generalist is adapted to the task, dense."""
 
-    steps: int = Field(60, ge=0, description="Fine-tuning steps; 0 trains the head alone.")
-    batch_size: int = Field(32, ge=2, description="Examples a fine-tuning step.")
-    lr: float | None = Field(
+    steps: Count = Field(60, ge=0, description="Fine-tuning steps; 0 trains the head alone.")
+    batch_size: Count = Field(32, ge=2, description="Examples a fine-tuning step.")
+    lr: Amount | None = Field(
         None, gt=0, description="Peak learning rate of the body; left out: 1e-5 image, 1e-4 text."
     )
-    head_lr: float = Field(1e-3, gt=0, description="Peak learning rate of the head.")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
-    folds: int = Field(4, ge=2, description="Folds of the cross-validation in the support set.")
-
-    def settings(self, modality: str) -> dict[str, Any]:
-        """Values for `models.teacher.TeacherSettings`, by modality where left out."""
-        usual = {"image": 1e-5, "text": 1e-4}[modality]
-        return {**self.model_dump(), "lr": self.lr or usual}
+    head_lr: Amount = Field(1e-3, gt=0, description="Peak learning rate of the head.")
+    weight_decay: Amount = Field(0.01, ge=0, description="AdamW's weight decay.")
+    folds: Count = Field(4, ge=2, description="Folds of the cross-validation in the support set.")
 
 
 class Prune(Section):
@@ -52,15 +47,15 @@ class Prune(Section):
     calibration: Literal["task", "generic"] = Field(
         "task", description="Inputs that the layers are solved for: the task's own, or other ones."
     )
-    samples: int = Field(512, ge=1, description="Most examples used for calibration.")
-    rows_per_column: float | None = Field(
+    samples: Count = Field(512, ge=1, description="Most examples used for calibration.")
+    rows_per_column: Amount | None = Field(
         8.0, gt=0, description="Inputs a layer's Hessian sees for each of its columns; null: all."
     )
     keep_dense: list[str] = Field(
         default_factory=lambda: ["stem"],
         description="Layers to leave dense: 'stem' for the first, or parts of module names.",
     )
-    rel_damp: float = Field(
+    rel_damp: Amount = Field(
         0.01, gt=0, description="Damping of each Hessian, as a share of its mean diagonal."
     )
 
@@ -96,7 +91,7 @@ class Shrink(Section):
         description="Speeds over the generalist to pass one after the other, rising, instead of "
         "equal steps to the budgets; the last one is where it ends.",
     )
-    steps: int | None = Field(
+    steps: Count | None = Field(
         None, ge=0, description="Distillation steps a rung; left out: three times distill.steps."
     )
     plan_format: Literal["int8", "int4", "none"] | None = Field(
@@ -108,15 +103,15 @@ class Shrink(Section):
         description="How the sizes are chosen: dynamic for the best sum of layer errors alone, "
         "evolutionary to refine that by swaps judged on the whole model.",
     )
-    generations: int = Field(20, ge=0, description="Generations of the evolutionary search.")
-    offspring: int = Field(16, ge=1, description="Candidates a generation of the search.")
+    generations: Count = Field(20, ge=0, description="Generations of the evolutionary search.")
+    offspring: Count = Field(16, ge=1, description="Candidates a generation of the search.")
     margin: float = Field(
         0.05, ge=0, lt=0.5, description="Share of the time budget to stay below when predicting."
     )
-    multiple: int = Field(
+    multiple: Count = Field(
         16, ge=1, description="Numbers of neurons and channels are multiples of this."
     )
-    vocabulary_extra: int = Field(
+    vocabulary_extra: Count = Field(
         8000,
         ge=0,
         description="Vocabulary rows to keep beyond those that the task's texts and the "
@@ -129,7 +124,7 @@ class Shrink(Section):
         "on the machine that serves; left out: they are measured here.",
     )
     # for the flow, not for people: hidden from forms
-    step: SkipJsonSchema[int | None] = Field(
+    step: SkipJsonSchema[Count | None] = Field(
         None, ge=1, description="Which rung of shrink.rungs a stage climbs; the flow sets it."
     )
 
@@ -150,42 +145,42 @@ class Distill(Section):
     rungs: list[float] | None = Field(
         None, description="Sparsities on the way, rising; left out: half of what remains each time."
     )
-    steps: int = Field(
+    steps: Count = Field(
         60,
         ge=0,
         description="Distillation steps of a half-dense model; a rung takes them in proportion to "
         "1/density (75 %: twice as many, 90 %: five times). 0 for none.",
     )
-    batch_size: int = Field(64, ge=2, description="Examples a distillation step.")
+    batch_size: Count = Field(64, ge=2, description="Examples a distillation step.")
     labelled_share: float = Field(
         0.25,
         ge=0,
         le=1,
         description="Share of a batch drawn from the shots, where there is a pool.",
     )
-    lr: float | None = Field(
+    lr: Amount | None = Field(
         None, gt=0, description="Peak learning rate of a rung; left out: 5e-4 image, 2e-4 text."
     )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    weight_decay: Amount = Field(0.0, ge=0, description="AdamW's weight decay.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps until the peak.")
-    temperature: float = Field(2.0, gt=0, description="Temperature of the KL term on the logits.")
-    ce: float = Field(0.1, ge=0, description="Weight of cross-entropy on the shots' labels.")
-    kl: float = Field(1.0, ge=0, description="Weight of the KL divergence to the teacher's logits.")
-    square_head: float = Field(
+    temperature: Amount = Field(2.0, gt=0, description="Temperature of the KL term on the logits.")
+    ce: Amount = Field(0.1, ge=0, description="Weight of cross-entropy on the shots' labels.")
+    kl: Amount = Field(
+        1.0, ge=0, description="Weight of the KL divergence to the teacher's logits."
+    )
+    square_head: Amount = Field(
         5.0, ge=0, description="Weight of SquareHead, the normalised error of each block's output."
     )
     ema_decay: float = Field(0.98, ge=0, lt=1, description="Decay of the averaged weights.")
-    check_every: int = Field(25, ge=1, description="Steps between two looks at held-out examples.")
-
-    def learning_rate(self, modality: str) -> float:
-        """The peak learning rate, by modality where left out."""
-        return self.lr or {"image": 5e-4, "text": 2e-4}[modality]
+    check_every: Count = Field(
+        25, ge=1, description="Steps between two looks at held-out examples."
+    )
 
 
 class KeepFloat(Section):
     """Which layers stay float in an INT8 graph: found on the shots, none where the graph holds."""
 
-    max_kl: float = Field(
+    max_kl: Amount = Field(
         0.1,
         gt=0,
         description="Largest accepted mean KL divergence, in nats, from the float graph's answers "
@@ -195,7 +190,7 @@ class KeepFloat(Section):
     max_share: float = Field(
         0.2, ge=0, lt=1, description="Largest share of the layers that may stay float."
     )
-    samples: int = Field(
+    samples: Count = Field(
         64, ge=0, description="Most examples the search looks at; 0: every layer becomes INT8."
     )
 
@@ -220,7 +215,7 @@ class Quantize(Section):
         default=KeepFloat.model_validate({}),
         description="When layers are left float because INT8 would hurt.",
     )
-    calibration_report: int = Field(
+    calibration_report: Count = Field(
         64,
         ge=0,
         description="Most calibration examples up to which the report tells how the INT8 graph "

@@ -10,17 +10,29 @@ import contextlib
 import io
 import logging
 import os
-import urllib.error
-import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import Any, cast
 
 import mlflow
 from mlflow import MlflowClient
 
-from tasks.errors import RecipeError
 from tasks.home import embedded_tracking_uri, home, tracking_uri
+from tasks.outages import patiently, require_reachable
+from tasks.secrets import without_secrets
+
+__all__ = [
+    "LONGEST",
+    "MlflowClient",
+    "empty",
+    "hurried",
+    "pointed",
+    "require_reachable",
+    "state_of_store",
+    "steady_client",
+]
 
 # the longest value that MLflow takes
 LONGEST = 5000
@@ -39,6 +51,7 @@ def pointed() -> Iterator[None]:
     try:
         # MLflow also prints, draws bars and warns about its own type hints
         with (
+            without_secrets(),  # clients repeat the server's address in their errors
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
             warnings.catch_warnings(action="ignore"),
@@ -50,19 +63,49 @@ def pointed() -> Iterator[None]:
         mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None: what MLflow starts with
 
 
-def require_reachable(uri: str) -> None:
-    """Ask a tracking server for a sign of life: MLflow itself would try for four minutes."""
-    if not uri.startswith("http"):
-        return
+class _Steady:
+    """MLflow's client, whose calls are made again while the database is locked or away.
+
+    The REST client waits for a server by itself; a locked SQLite file, which MLflow gives up on
+    after twenty seconds, and a connection that breaks off in the middle of an answer it does not
+    wait for. Making something twice by that is possible where an answer was lost: `tracking` and
+    `registry` look for twins of what they made.
+    """
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._client, name)
+        return _steadied(found) if callable(found) else found
+
+
+def _steadied(call: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(call)
+    def again(*arguments: Any, **named: Any) -> Any:
+        return patiently(lambda: call(*arguments, **named))
+
+    return again
+
+
+def steady_client() -> MlflowClient:
+    """A client of the store that `pointed` points at, with patience; see `tasks.outages`."""
+    return cast(MlflowClient, _Steady(patiently(MlflowClient)))
+
+
+@contextmanager
+def hurried() -> Iterator[None]:
+    """Inside the block, MLflow's client waits seconds for a server that is away, not minutes."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    before = os.environ.get(name)
+    os.environ[name] = "2"
     try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
-    except urllib.error.HTTPError as answer:  # also a refusal is an answer
-        answer.close()
-    except OSError as error:
-        raise RecipeError(
-            f"MLFLOW_TRACKING_URI: no server answers at {uri} ({error}); start it, or unset the "
-            "variable to use the store under WINNOW_HOME"
-        ) from None
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def empty() -> bool:

@@ -16,6 +16,7 @@ from prefect.artifacts import (
 
 from exports.card_evidence import by_drop
 from tasks.config import Recipe
+from tasks.fleet_report import fleet_markdown, told
 
 # by file name, as the stages wrote them beside the card; those that a run has not made are left out
 _PICTURES = {
@@ -26,6 +27,10 @@ _PICTURES = {
 }
 _LEDGER = ("kind", "kept", "full", "nominal", "runtime", "measured_ratio", "pays")
 _CLASSES = ("class", "n", "teacher", "specialist", "drop", "drop_ci", "p_adjusted", "worse")
+_FLEET = (
+    "member", "status", "accuracy", "drop", "drop_ci", "ratio", "latency_ms", "bytes", "champion",
+    "host", "seconds", "error",
+)  # fmt: skip
 _MODELS = ("parameters", "nonzero", "bytes", "accuracy", "accuracy_ci", "latency_ms")
 
 
@@ -98,6 +103,21 @@ def show_sweep(recipe: Recipe, sweep: Mapping[str, Any], out: Path) -> None:
     create_table_artifact(table=table, key=f"{slug}-points", description="Every point.")
     create_link_artifact(
         link=sweep["page"], link_text="MLflow run", key=f"{slug}-mlflow", description="Its record."
+    )
+
+
+def show_fleet(fleet: Mapping[str, Any]) -> None:
+    """Put a fleet's table and the link to MLflow on the flow run's page.
+
+    Args:
+        fleet: with `page`, the address of the MLflow run.
+    """
+    key = f"{_slug(fleet['name'])}-fleet"
+    create_markdown_artifact(markdown=fleet_markdown(fleet), key=key, description=told(fleet))
+    table = [{name: _cell(row.get(name)) for name in _FLEET} for row in fleet["members"]]
+    create_table_artifact(table=table, key=f"{key}-members", description="Every member.")
+    create_link_artifact(
+        link=fleet["page"], link_text="MLflow run", key=f"{key}-mlflow", description="Its record."
     )
 
 

@@ -29,6 +29,7 @@ def _content(recipe: Recipe) -> dict[str, str]:
         "task.image_column",
         "task.text_column",
         "task.label_column",
+        "task.allow_outside_files",
         "leaks.exact",
         "prune.calibration",
         "prune.samples",
@@ -44,6 +45,7 @@ def prepare(recipe: Recipe, *, into: Path, progress: Callback) -> dict[str, Any]
     from tasks import data
 
     task, asked = recipe.task, recipe.verify
+    read = _content(recipe)  # as it is now: what changes from here on, a watch is to see
     train = data.read_task_source(task, "train")
     test = data.read_task_source(task, "test")
     classes = data.choose_classes(task, train, test)
@@ -74,11 +76,13 @@ def prepare(recipe: Recipe, *, into: Path, progress: Callback) -> dict[str, Any]
         "classes": list(classes),
         "leaks": counts(copies)["exact"],
         "dropped": whole - len(held),
+        "content": {},
     }
     for name, split in splits.items():
         if split is not None:
             split.save(into / f"{name}.parquet", train.modality)
             facts[name] = {"n": len(split), "sha256": split.sha256()}
+            facts["content"][name] = split.content()
     (into / "task.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     rows = {
         "support": shot_rows,
@@ -87,7 +91,8 @@ def prepare(recipe: Recipe, *, into: Path, progress: Callback) -> dict[str, Any]
     }
     (into / ROWS).write_text(json.dumps(rows), encoding="utf-8")
     # not in the files: another max_drop leaves the data, and all that follows, as it is
-    return {**facts, "passable_n": smallest_passable_n(asked.max_drop, asked.confidence)}
+    needed = smallest_passable_n(asked.max_drop, asked.confidence)
+    return {**facts, "passable_n": needed, "sources": read}
 
 
 def warn_if_too_small(recipe: Recipe, prepared: Artifact) -> None:

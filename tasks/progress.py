@@ -1,7 +1,11 @@
-"""What a person sees while stages run: live bars on a terminal, plain lines in a log."""
+"""What a person sees while stages run: live bars on a terminal, plain lines in a log.
+
+In a run that Prefect orchestrates, its page tells the same.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from tasks.run_page import log_line, page_bar
 
 if TYPE_CHECKING:
     from tasks.artifacts import Artifact
@@ -28,7 +34,10 @@ class Reporter:
 
     def say(self, text: str, style: str | None = None) -> None:
         """One line."""
-        self.console.print(text, style=style, markup=False, soft_wrap=True)
+        logged = log_line(text.strip())
+        # what a worker started logs to the worker's terminal as well
+        if not (logged and os.environ.get("PREFECT__FLOW_RUN_ID")):
+            self.console.print(text, style=style, markup=False, soft_wrap=True)
 
     def reused(self, title: str, artifact: Artifact) -> None:
         """Say that a finished stage was found and not run again."""
@@ -39,8 +48,13 @@ class Reporter:
         """Follow one stage; yields its progress callback."""
         started = time.monotonic()
         follow = self._live if self.console.is_terminal else self._lines
-        with follow(title) as callback:
-            yield callback
+        with follow(title) as callback, page_bar(title) as bar:
+
+            def both(done: int, total: int, note: str) -> None:
+                callback(done, total, note)
+                bar(done, total, note)
+
+            yield both
         self.say(f"+ {title}: {seconds(time.monotonic() - started)}", "green")
 
     @contextmanager

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from exports.challenge import challenge
 from exports.preprocess import InputError, load_preprocess
@@ -22,8 +21,11 @@ from exports.runtime import host_profile, session
 from exports.specialist import MODEL_FILE, Specialist
 from tasks.config import Recipe
 from tasks.errors import RecipeError, UserError
+from tasks.fences import inside
 from tasks.home import store
 from tasks.measure import time_graphs, timing_feeds, typical_tokens
+from tasks.outages import raise_if_away
+from tasks.plain_yaml import plain_yaml
 from tasks.recipes import parse_recipe
 from tasks.registry import (
     DIGEST,
@@ -65,14 +67,13 @@ def compare(trial: Trial, champion: Path, challenger: Path) -> dict[str, Any]:
         InputError: a folder cannot answer these inputs.
     """
     recipe, folders = trial.recipe, {"champion": champion, "challenger": challenger}
-    cores, threads = int(host_profile()["usable_cores"]), recipe.verify.threads
+    threads = recipe.verify.threads
     truth = [trial.classes[label] for label in trial.test.labels]
     right = {}
     for name, folder in folders.items():
-        preprocess, labels = load_preprocess(folder)
-        opened = Specialist(session(folder / MODEL_FILE, cores), preprocess, tuple(labels))
+        opened = answering(folder)
         answers = opened.logits(trial.test.inputs).argmax(axis=1)
-        right[name] = np.array([labels[at] for at in answers]) == np.array(truth)
+        right[name] = np.array([opened.labels[at] for at in answers]) == np.array(truth)
     tokens = typical_tokens(challenger, trial.test.inputs, recipe)
     feeds = timing_feeds(folders, trial.test.inputs, recipe, tokens)
     files = {name: folder / MODEL_FILE for name, folder in folders.items()}
@@ -89,9 +90,21 @@ def compare(trial: Trial, champion: Path, challenger: Path) -> dict[str, Any]:
         challenger_right=right["challenger"],
         latency_ratio=ratio,
         latency_ci=interval,
-        equal_within=recipe.track.equal_within or recipe.verify.max_drop / 2,
+        equal_within=equal_within(recipe),
         confidence=recipe.verify.confidence,
     )
+
+
+def answering(folder: Path, graph: str = MODEL_FILE) -> Specialist:
+    """A specialist on all cores, for answers whose time does not count."""
+    preprocess, labels = load_preprocess(folder)
+    cores = int(host_profile()["usable_cores"])
+    return Specialist(session(folder / graph, cores), preprocess, tuple(labels))
+
+
+def equal_within(recipe: Recipe) -> float:
+    """The loss of accuracy that counts as equal when two versions are compared."""
+    return recipe.track.equal_within or recipe.verify.max_drop / 2
 
 
 def promote_if_better(chosen: Version, trial: Trial, about: str) -> dict[str, Any]:
@@ -124,10 +137,13 @@ def promote(target: str, *, force: bool = False) -> dict[str, Any]:
     return _settle(chosen, lambda old, new: compare(stored_trial(chosen, new), old, new), "")
 
 
-def roll_back(name: str) -> dict[str, Any]:
+def roll_back(name: str, to: str | None = None) -> dict[str, Any]:
     """`winnow rollback NAME`: the alias goes to the champion before; returns like `promote`.
 
     A former champion that is gone or no longer loads is passed over, with a reason.
+
+    Args:
+        to: the former champion to go back to; those in between are passed over without a look.
     """
     name, number = _parts(name)
     if number is not None:
@@ -139,12 +155,14 @@ def roll_back(name: str) -> dict[str, Any]:
     if champion is None:
         raise RecipeError(f"NAME: {newest.name} has no champion that could be rolled back")
     reasons: list[str] = []
-    for at, older in enumerate(champion.before):
+    start = champion.before.index(to) if to in champion.before else 0
+    for at, older in enumerate(champion.before[start:], start):
         try:
             with tempfile.TemporaryDirectory(prefix="winnow-") as scratch:
                 chosen = find_version(name, older)
                 about = _about(fetch_sound(chosen, Path(scratch)))
         except UserError as error:
+            raise_if_away(error)  # what cannot be reached now is not broken
             reasons.append(f"passed over {name}/{older}: {error}")
             continue
         crown(chosen, champion.before[at + 1 :], tags={}, about=about)
@@ -163,14 +181,16 @@ def stored_trial(chosen: Version, folder: Path) -> Trial:
     remedy = "run its recipe again here, or promote with --force, which compares nothing"
     try:
         facts = json.loads((folder / TEST).read_text(encoding="utf-8"))
-        recipe = parse_recipe(yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
+        recipe = parse_recipe(plain_yaml((folder / RECIPE).read_text(encoding="utf-8")))
     except OSError as error:
         name = Path(str(error.filename)).name
         raise RecipeError(f"MODEL: {chosen.told} holds no {name}; {remedy}") from None
     # the same data may have been prepared again under another key
     places = [store() / facts["path"], *sorted(store().glob("prepare/*/test.parquet"))]
     for place in places:
-        split = load_split(place) if place.is_file() else None
+        # the registry's files may be another's: no path in them leads out of the store
+        own = inside(store(), place) and place.is_file()
+        split = load_split(place) if own else None
         if split is not None and split.sha256() == facts["sha256"]:
             kept = facts.get("kept")
             return Trial(recipe, facts["classes"], split if kept is None else split.rows(kept))

@@ -7,12 +7,13 @@ from typing import Any
 
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
+from tasks.partial import Partial
 from tasks.progress import Callback
 from tasks.stage import stage
 
 
 @stage(
-    reads=("task.seed", "precision", "augment", "prune", "distill"),
+    reads=("task.seed", "precision", "augment", "prune", "sparsity", "distill"),
     splits=("support", "unlabelled", "generic"),
 )
 def prune(
@@ -23,6 +24,7 @@ def prune(
     *,
     into: Path,
     progress: Callback,
+    keeper: Partial | None = None,
 ) -> dict[str, Any]:
     """Prune the student of the rung below to this rung's sparsity, and recover it."""
     # see load.py: only a stage that computes pays for torch
@@ -37,7 +39,8 @@ def prune(
     bundle = load_bundle(student.folder)
     model = bundle.model.to(at)
     dense_model = load_bundle(teacher.folder).model.to(at)
-    shown = batches.samples(batches.splits(data, "support", "unlabelled"), bundle, recipe)
+    known = batches.splits(data, "support", "unlabelled")
+    shown = batches.samples(known, bundle, recipe, augmented=True)
     example = tuple(part.to(at) for part in batches.blank(bundle))
     parts, layers = segments(model, example), list(prunable_layers(model, example))
     dense = batches.dense_layers(layers, [part.name for part in parts], recipe.prune.keep_dense)
@@ -64,6 +67,7 @@ def prune(
         ),
         device=at,
         progress=progress,
+        keeper=keeper,
     )
     bundle.model = model.cpu()
     save_bundle(bundle, into)

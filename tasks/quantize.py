@@ -9,6 +9,7 @@ from tasks.artifacts import Artifact
 from tasks.config import Recipe
 from tasks.errors import RecipeError
 from tasks.layout import GRIDS
+from tasks.partial import Partial
 from tasks.progress import Callback
 from tasks.stage import stage
 
@@ -27,7 +28,13 @@ _BLOCK = {4: 32, 8: 0}  # numbers of a row that share a scale; 0: the whole row
     splits=("support", "unlabelled"),
 )
 def quantize(
-    recipe: Recipe, data: Artifact, model: Artifact, *, into: Path, progress: Callback
+    recipe: Recipe,
+    data: Artifact,
+    model: Artifact,
+    *,
+    into: Path,
+    progress: Callback,
+    keeper: Partial | None = None,
 ) -> dict[str, Any]:
     """Round a bundle's weights to what will be served; its zeros stay exact zeros."""
     # see load.py: only a stage that computes pays for torch
@@ -62,6 +69,7 @@ def quantize(
             rel_damp=recipe.prune.rel_damp,
             rows_per_column=recipe.prune.rows_per_column,
             progress=progress,
+            keeper=keeper,
         )
         grids |= {f"weight {name}": grid for name, grid in weights.items()}
     if wanted.embeddings != "none":

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from tasks.config import Recipe
 from tasks.errors import RecipeError
+from tasks.fences import there
+from tasks.plain_yaml import plain_yaml, read_yaml
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars. In 1.1, 2:4 is the number 124, and a class called `no` is False."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in known if tag.rpartition(":")[2] in ("null", "merge")]
-    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+(_[0-9]+)*", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-):
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first]
-    )
+_LONGEST_SHOWN = 120  # characters of a value in a message
 
 
 def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
@@ -40,14 +24,9 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     Raises `RecipeError` (one line).
     """
     file = Path(path)
-    if not file.is_file():
+    if not there(file) or not file.is_file():
         raise RecipeError(f"recipe: {file} is not a file; give the path of a YAML recipe")
-    try:
-        raw = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{file}: not readable as YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{file}: holds {type(raw).__name__}, not the fields of a recipe")
+    raw = read_yaml(file)
     for change in changes:
         _apply(raw, change)
     return _resolve(parse_recipe(raw, str(file)), file.parent)
@@ -82,7 +61,16 @@ def _one_line(error: ValidationError) -> str:
     if fault["type"] == "missing":
         return f"{name}: missing; {_describe(path)}"
     reason = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{name}: {value!r} {reason}; {_describe(path)}"
+    return f"{name}: {_shown(value)} {reason}; {_describe(path)}"
+
+
+def _shown(value: Any) -> str:
+    """A value as messages show it: the beginning of a long one."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of five thousand digits
+        text = type(value).__name__
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _section(path: Sequence[str]) -> type[BaseModel] | None:
@@ -118,15 +106,17 @@ def _apply(raw: dict[str, Any], change: str) -> None:
     dotted, equals, text = change.partition("=")
     path = dotted.strip().split(".")
     if not equals or not all(path):
-        raise RecipeError(f"--set: {change!r} is not of the form section.field=value")
+        raise RecipeError(f"--set: {_shown(change)} is not of the form section.field=value")
     for depth in range(1, len(path) + 1):
         model = _section(path[: depth - 1])
         if model is None or path[depth - 1] not in _names(model):
             raise RecipeError(f"--set: {dotted}: no such field{_nearest(path[:depth])}")
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set: {dotted}: {text!r} is not readable as a YAML value") from None
+        value = plain_yaml(text)
+    except ValueError:
+        raise RecipeError(
+            f"--set: {dotted}: {_shown(text)} is not readable as a YAML value"
+        ) from None
     target = raw
     for key in path[:-1]:
         inner = target.get(key)
@@ -138,7 +128,7 @@ def _apply(raw: dict[str, Any], change: str) -> None:
 def _resolve(recipe: Recipe, folder: Path) -> Recipe:
     def found(text: str) -> str:
         beside = folder / text
-        return str(beside) if not Path(text).exists() and beside.exists() else text
+        return str(beside) if not there(Path(text)) and there(beside) else text
 
     task = recipe.task
     sources = {key: getattr(task, key) for key in ("train", "test", "unlabelled", "generic")}

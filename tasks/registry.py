@@ -22,7 +22,8 @@ from tasks.digests import file_digest
 from tasks.errors import RecipeError
 from tasks.home import tracking_uri
 from tasks.layout import SERVED
-from tasks.mlflow_store import empty, pointed, require_reachable
+from tasks.mlflow_store import empty, pointed, require_reachable, steady_client
+from tasks.outages import patiently, raise_if_away
 
 CHAMPION = "champion"
 DIGEST, VERDICT = "winnow.specialist_sha256", "winnow.verdict"
@@ -98,15 +99,18 @@ def register(
         about: of the registered model, set where it has none yet.
     """
     with pointed():
-        client = MlflowClient()
+        client = steady_client()
         found = _same_version(client, name, identity)
         if found is None:
-            number = _log_model(run_id, name, folder, example, {**identity, **tags})
+            made = _log_model(run_id, name, folder, example, {**identity, **tags})
+            number = _without_twins(client, name, identity, made)
+        else:
+            number = found
+        # also of one that was found: the run that made it may have been broken off right after
+        if not client.get_model_version(name, number).description:
             client.update_model_version(name, number, description)
             if not client.get_registered_model(name).description:
                 client.update_registered_model(name, about)
-        else:
-            number = found
         client.set_tag(run_id, "winnow.model_version", f"{name}/{number}")
         return Registered(_version(client, name, number), found is not None)
 
@@ -118,7 +122,7 @@ def find_version(name: str, number: str | None = None) -> Version:
     if empty():
         raise RecipeError(f"{where} is not in {tracking_uri()}, which no run has filled yet")
     with pointed():
-        client = MlflowClient()
+        client = steady_client()
         try:
             known = client.search_model_versions(f"name = '{name}'")
             numbers = sorted((str(found.version) for found in known), key=int)
@@ -129,13 +133,14 @@ def find_version(name: str, number: str | None = None) -> Version:
                 raise RecipeError(f"{where} is not there; versions of {name}: {', '.join(numbers)}")
             return _version(client, name, number or numbers[-1])
         except MlflowException as error:
+            raise_if_away(error)
             raise RecipeError(f"{where}: {error.message.splitlines()[0]}") from None
 
 
 def champion_of(name: str) -> Version | None:
     """The version that the alias `champion` names, None where there is none."""
     with pointed():
-        client = MlflowClient()
+        client = steady_client()
         try:
             found = client.get_model_version_by_alias(name, CHAMPION)
         except MlflowException as error:
@@ -144,6 +149,54 @@ def champion_of(name: str) -> Version | None:
                 return None
             raise
         return Version(name, str(found.version), dict(found.tags))
+
+
+def champions() -> list[Version]:
+    """The champion of every registered model that winnow made, by name."""
+    require_reachable(tracking_uri())
+    if empty():
+        return []
+    found = []
+    with pointed():
+        client, page = steady_client(), None
+        while page != "":
+            models = client.search_registered_models(page_token=page)
+            for model in models:
+                if CHAMPION in model.aliases:
+                    version = _version(client, model.name, str(model.aliases[CHAMPION]))
+                    found += [version] if DIGEST in version.tags else []
+            page = models.token or ""
+    return sorted(found, key=lambda version: version.name)
+
+
+def versions_of(name: str) -> list[Version]:
+    """Every version of a registered model, the newest first."""
+    with pointed():
+        known = steady_client().search_model_versions(f"name = '{name}'")
+        found = [Version(name, str(each.version), dict(each.tags)) for each in known]
+    return sorted(found, key=lambda version: -int(version.number))
+
+
+def experiment_of(version: Version) -> str:
+    """Name of the experiment that a version's run is in; `winnow` where the run is gone."""
+    with pointed():
+        client = steady_client()
+        try:
+            run = client.get_run(version.tags.get("winnow.run_id", ""))
+            return str(client.get_experiment(run.info.experiment_id).name)
+        except MlflowException as error:
+            if error.error_code in _NOT_THERE:
+                return "winnow"
+            raise
+
+
+def tag(version: Version, tags: Mapping[str, str]) -> None:
+    """Write tags of a version; what has the value already is left alone."""
+    with pointed():
+        client = steady_client()
+        for key, value in tags.items():
+            if version.tags.get(key) != value:
+                client.set_model_version_tag(version.name, version.number, key, value)
 
 
 def crown(chosen: Version, before: Sequence[str], *, tags: Mapping[str, str], about: str) -> None:
@@ -158,7 +211,7 @@ def crown(chosen: Version, before: Sequence[str], *, tags: Mapping[str, str], ab
         about: the registered model's description from now on; left as it is where empty.
     """
     with pointed():
-        client = MlflowClient()
+        client = steady_client()
         history = json.dumps(list(before)[:_KEPT_BEFORE])
         for key, value in {**tags, BEFORE: history}.items():
             client.set_model_version_tag(chosen.name, chosen.number, key, value)
@@ -174,8 +227,11 @@ def fetch_model(uri: str, into: Path) -> Path:
         raise RecipeError(f"MODEL: {uri} is not in {tracking_uri()}, which no run has filled yet")
     with pointed():
         try:
-            folder = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(into))
+            folder = patiently(
+                lambda: mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(into))
+            )
         except (MlflowException, OSError) as error:
+            raise_if_away(error)
             reason = error.message if isinstance(error, MlflowException) else str(error)
             raise RecipeError(
                 f"MODEL: {uri} is not in {tracking_uri()} ({reason.splitlines()[0]})"
@@ -186,16 +242,22 @@ def fetch_model(uri: str, into: Path) -> Path:
     return found.parent
 
 
+def fetch_whole(chosen: Version, into: Path) -> Path:
+    """Download a version; raises `RecipeError` where it is not what was registered."""
+    folder = fetch_model(chosen.uri, into)
+    digest = chosen.tags.get(DIGEST)
+    if digest is not None and served_digest(folder) != digest:
+        raise RecipeError(f"MODEL: {chosen.told}: its files are not those that were registered")
+    return folder
+
+
 def fetch_sound(chosen: Version, into: Path) -> Path:
     """Download a version and make sure of it: whole, and answering when MLflow loads it.
 
     Returns the folder that holds the specialist's files; raises `RecipeError` where it is not
     what was registered, or does not load.
     """
-    folder = fetch_model(chosen.uri, into)
-    digest = chosen.tags.get(DIGEST)
-    if digest is not None and served_digest(folder) != digest:
-        raise RecipeError(f"MODEL: {chosen.told}: its files are not those that were registered")
+    folder = fetch_whole(chosen, into)
     settings = json.loads((folder / "preprocess.json").read_text(encoding="utf-8"))
     shown: Any = "a" if settings.get("modality") == "text" else [[[127] * 3] * 8] * 8
     path = list(sys.path)
@@ -204,6 +266,7 @@ def fetch_sound(chosen: Version, into: Path) -> Path:
             # the whole way that a server takes: the served script, its code, the graph
             mlflow.pyfunc.load_model(chosen.uri).predict([shown])
         except Exception as error:  # whatever does not load must not be served
+            raise_if_away(error)
             lines = str(error).splitlines() or [type(error).__name__]
             raise RecipeError(f"MODEL: {chosen.told} does not load ({lines[0]})") from None
         finally:
@@ -222,6 +285,25 @@ def _same_version(client: MlflowClient, name: str, identity: Mapping[str, str]) 
     return None
 
 
+def _without_twins(client: MlflowClient, name: str, identity: Mapping[str, str], made: str) -> str:
+    """The version that stays where MLflow's client made one twice, its first answer being lost.
+
+    A version of another run with the same content, made at the same moment, has another `run_id`
+    and stays.
+    """
+    run_id = client.get_model_version(name, made).run_id
+    same = [
+        str(found.version)
+        for found in client.search_model_versions(f"name = '{name}'")
+        if found.run_id == run_id
+        and all(found.tags.get(key) == value for key, value in identity.items())
+    ]
+    first, *twins = sorted({made, *same}, key=int)
+    for twin in twins:
+        client.delete_model_version(name, twin)
+    return first
+
+
 def _log_model(run_id: str, name: str, folder: Path, example: Any, tags: Mapping[str, str]) -> str:
     with tempfile.TemporaryDirectory(prefix="winnow-") as scratch:
         # of our code, only what serving imports travels with the model
@@ -232,9 +314,13 @@ def _log_model(run_id: str, name: str, folder: Path, example: Any, tags: Mapping
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
         # made by hand, because Model.log would put it into the default experiment
-        client = MlflowClient()
+        client = steady_client()
+        experiment = client.get_run(run_id).info.experiment_id
+        of_this_run = f"tags.`winnow.run_id` = '{run_id}'"
+        for left in client.search_logged_models([experiment], of_this_run):
+            client.delete_logged_model(left.model_id)  # of a try that was broken off
         logged = client.create_logged_model(
-            client.get_run(run_id).info.experiment_id,
+            experiment,
             "specialist",
             source_run_id=run_id,
             tags=dict(tags),

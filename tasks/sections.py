@@ -5,22 +5,11 @@ from __future__ import annotations
 import itertools
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from tasks.section import Amount, Count, Section, rising_speeds
 
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, and nothing changes after reading."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), serialize_by_alias=True
-    )
-
-
-def rising_speeds(value: list[float]) -> list[float]:
-    """The same list, where every speed is above the one before it and above zero."""
-    if any(b <= a for a, b in itertools.pairwise([0.0, *value])):
-        raise ValueError("must be speeds in rising order, each above 0, such as [2, 3, 4]")
-    return value
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a folder, an address and a query alike
 
 
 class Generalist(Section):
@@ -32,6 +21,16 @@ class Generalist(Section):
     )
     max_length: int = Field(
         128, ge=4, le=8192, description="Longest text in tokens; longer ones are cut. Text only."
+    )
+    allow_pickle: bool = Field(
+        False,
+        description="Also read weights that lie in a pickle (.bin, .pth), with PyTorch's reader "
+        "for weights alone. A pickle can carry code: only from whom you trust.",
+    )
+    trust_remote_code: bool = Field(
+        False,
+        description="Run Python code that a hf: checkpoint brings along. It can do whatever you "
+        "can: only from whom you trust.",
     )
 
 
@@ -48,7 +47,7 @@ class Task(Section):
     classes: list[str] = Field(
         default_factory=list, description="The task's class names; empty means all in train."
     )
-    shots: int = Field(16, ge=1, description="Labelled examples a class that may be learnt from.")
+    shots: Count = Field(16, ge=1, description="Labelled examples a class that may be learnt from.")
     seed: int = Field(
         0, ge=0, lt=2**32, description="Seed of the draw of the shots and of training."
     )
@@ -61,6 +60,11 @@ class Task(Section):
         None,
         description="Inputs that are not of the task, for prune.calibration: generic. Left out: "
         "train's rows of other classes.",
+    )
+    allow_outside_files: bool = Field(
+        False,
+        description="Let table cells and links name image files outside the folder that they are "
+        "in. Such files end in the run's record: only with data from whom you trust.",
     )
     image_column: str | None = Field(None, description="Name of the image column; else inferred.")
     text_column: str | None = Field(None, description="Name of the text column; else inferred.")
@@ -86,14 +90,16 @@ class Target(Section):
     With any of speedup, latency_ms and bytes, structure is shrunk (`shrink`) to meet all of them.
     """
 
-    speedup: float | None = Field(
+    speedup: Amount | None = Field(
         None, gt=0, description="Least ratio of the generalist's latency to the specialist's."
     )
-    latency_ms: float | None = Field(
+    latency_ms: Amount | None = Field(
         None, gt=0, description="Largest median latency of the specialist, in milliseconds."
     )
-    bytes: int | None = Field(None, gt=0, description="Largest size of specialist.onnx in bytes.")
-    nonzero_ratio: float | None = Field(
+    bytes: int | None = Field(
+        None, gt=0, le=2**53, description="Largest size of specialist.onnx in bytes."
+    )
+    nonzero_ratio: Amount | None = Field(
         None,
         ge=1,
         description="Least ratio of the generalist's nonzero prunable weights to the specialist's; "
@@ -138,15 +144,15 @@ class Verify(Section):
     confidence: float = Field(
         0.95, gt=0.5, lt=1, description="Confidence of every interval in the report."
     )
-    repeats: int = Field(100, ge=5, description="Timed runs of each model, interleaved.")
-    threads: int = Field(1, ge=1, description="Threads of the runtime while timing.")
-    batch: int = Field(1, ge=1, description="Examples a timed run.")
-    tokens: int | None = Field(
+    repeats: Count = Field(100, ge=5, description="Timed runs of each model, interleaved.")
+    threads: int = Field(1, ge=1, le=1024, description="Threads of the runtime while timing.")
+    batch: int = Field(1, ge=1, le=65_536, description="Examples a timed run.")
+    tokens: Count | None = Field(
         None,
         ge=4,
         description="Length of the timed texts in tokens; left out: the shots' median. Text only.",
     )
-    parity_max_abs: float = Field(
+    parity_max_abs: Amount = Field(
         1e-2, gt=0, description="Largest accepted difference of logits from torch to ONNX FP32."
     )
     parity_agreement: float = Field(
@@ -182,7 +188,7 @@ class Leaks(Section):
 class Limits(Section):
     """What the card tells of inputs that the specialist was not made for."""
 
-    samples: int = Field(
+    samples: Count = Field(
         256, ge=0, description="Most examples of each kind that are looked at; 0: no such section."
     )
     outside: str | None = Field(
@@ -202,9 +208,13 @@ class Limits(Section):
 class Track(Section):
     """Where the run is recorded."""
 
-    experiment: str = Field("winnow", min_length=1, description="MLflow experiment.")
+    experiment: str = Field(
+        "winnow", min_length=1, max_length=250, description="MLflow experiment."
+    )
     model_name: str | None = Field(
-        None, description="Name in MLflow's registry; left out: the recipe's name."
+        None,
+        pattern=NAME,
+        description="Name in MLflow's registry: letters, digits, . _ -; left out: the recipe's.",
     )
     # 'register' itself is a method of every pydantic model, so the field has another name here
     register_model: bool = Field(
@@ -261,7 +271,7 @@ class Sweep(Section):
         min_length=1,
         description="Formats that every structure is exported in.",
     )
-    steps: int | None = Field(
+    steps: Count | None = Field(
         None,
         ge=0,
         description="Distillation steps between two structures; left out: a third of those of a "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
+from tasks.partial import Partial, files_of
 from tasks.progress import Callback
 from tasks.stage import stage
 
@@ -21,7 +21,15 @@ _JUDGED = {"cpu": 256, "cuda": 512}
         "precision",
         "augment",
         "target",
-        "shrink",
+        "shrink.kinds",
+        "shrink.rungs",
+        "shrink.steps",
+        "shrink.search",
+        "shrink.generations",
+        "shrink.offspring",
+        "shrink.margin",
+        "shrink.multiple",
+        "shrink.vocabulary_extra",
         "shrink_step",
         "distill",
         "quantize.format",
@@ -29,6 +37,7 @@ _JUDGED = {"cpu": 256, "cuda": 512}
         "prune.samples",
         "prune.rel_damp",
         "prune.rows_per_column",
+        "verify.batch",
     ),
     splits=("support", "unlabelled"),
 )
@@ -41,10 +50,12 @@ def shrink(
     *,
     into: Path,
     progress: Callback,
+    keeper: Partial | None = None,
 ) -> dict[str, Any]:
     """Shrink the student of the step before to this step's budgets, and recover it."""
     # see load.py: only a stage that computes pays for torch
-    from compression.allocate import allocate
+    from compression.allocate import Allocation, allocate
+    from compression.keeping import part_of
     from compression.ladder import frozen_copy
     from compression.levels import build_levels
     from compression.recovery import divergence, recover
@@ -109,35 +120,42 @@ def shrink(
         judged.append(batch)
     bf16 = batches.bfloat16(recipe, at)
     rel_damp, rows = recipe.prune.rel_damp, recipe.prune.rows_per_column
-    with tempfile.TemporaryDirectory() as folder:
-        database = build_levels(
-            model,
-            segments(model, example),
-            calibration,
-            now,
-            levels,
-            Path(folder),
-            rel_damp=rel_damp,
-            rows_per_column=rows,
-            progress=progress,
-        )
-        chosen = allocate(
-            model,
-            dense_model,
-            now,
-            database,
-            {name: costs[name] for name in limits},
-            {name: limit - fixed[name] for name, limit in limits.items()},
-            judged,
-            search=None
-            if asked.search == "dynamic"
-            else SearchSettings(
-                generations=asked.generations, offspring=asked.offspring, seed=recipe.task.seed
-            ),
-            device=at,
-            autocast_bf16=bf16,
-            progress=progress,
-        )
+    found = None if keeper is None else keeper.part("chosen").load()
+    chosen = None if found is None else Allocation(**found)
+    if chosen is None:
+        with files_of(keeper, "levels") as folder:
+            database = build_levels(
+                model,
+                segments(model, example),
+                calibration,
+                now,
+                levels,
+                folder,
+                rel_damp=rel_damp,
+                rows_per_column=rows,
+                progress=progress,
+                keeper=part_of(keeper, "levels"),
+            )
+            chosen = allocate(
+                model,
+                dense_model,
+                now,
+                database,
+                {name: costs[name] for name in limits},
+                {name: limit - fixed[name] for name, limit in limits.items()},
+                judged,
+                search=None
+                if asked.search == "dynamic"
+                else SearchSettings(
+                    generations=asked.generations, offspring=asked.offspring, seed=recipe.task.seed
+                ),
+                device=at,
+                autocast_bf16=bf16,
+                progress=progress,
+                keeper=part_of(keeper, "allocate"),
+            )
+            if keeper is not None:
+                keeper.part("chosen").save(vars(chosen))
     kept, _ = remove_structure(
         model,
         segments(model, example),
@@ -147,12 +165,14 @@ def shrink(
         rel_damp=rel_damp,
         rows_per_column=rows,
         progress=progress,
+        keeper=part_of(keeper, "remove"),
     )
     bundle.model = model.cpu()
     smaller = shrinking.shrink(bundle, {name: rows.tolist() for name, rows in kept.items()})
     model = smaller.model.to(at)
     parts, inner = segments(model, example), prunable_layers(model, example)
-    shown = batches.samples(batches.splits(data, "support", "unlabelled"), bundle, recipe)
+    known = batches.splits(data, "support", "unlabelled")
+    shown = batches.samples(known, bundle, recipe, augmented=True)
     mix, distill = batches.mixture(shown, seed=recipe.task.seed), recipe.distill
     holdout = mix.holdout(distill.batch_size, at)
     settings = recovery_settings(
@@ -174,6 +194,7 @@ def shrink(
             settings=settings,
             device=at,
             progress=progress,
+            keeper=part_of(keeper, "recover"),
         )
     elif holdout:
         metrics = {"kl_after": divergence(model, dense_model, holdout)}

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import tempfile
 import unicodedata
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +19,19 @@ from typing import Any, Literal
 import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, Value
+from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
 
 from exports.columns import IMAGE_NAMES, TEXT_NAMES
-from tasks.digests import IMAGE_SUFFIXES
-from tasks.errors import DataError
+from exports.preprocess import InputError, open_image
+from tasks.digests import DIGITS, IMAGE_SUFFIXES
+from tasks.errors import DataError, first_line
+from tasks.fences import MAX_IMAGE_BYTES, MAX_NAME, MAX_TEXT, inside, is_one_line, there
+from tasks.readers import TABLES, read_file, read_folder, read_hub
 
 Modality = Literal["image", "text"]
 
-_TABLES = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
 _LABEL_NAMES = ("label", "labels", "class", "intent", "category", "target", "topic", "y")
-DIGITS = "sklearn:digits"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Source:
     labels: tuple[str, ...] | None
     label_names: tuple[str, ...]  # the distinct ones, in the source's own order
     folder: Path | None  # relative image paths start here
+    fences: tuple[Path, ...] = ()  # image files lie in one of these; empty: anywhere
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,19 +61,35 @@ class Source:
         if self.modality == "text":
             if not isinstance(value, str) or not value.strip():
                 raise DataError(f"{self.where(row)}: empty text; remove the row or fill it in")
+            if len(value) > MAX_TEXT:
+                raise DataError(
+                    f"{self.where(row)}: a text of {len(value):,} characters; cut it to "
+                    f"{MAX_TEXT:,} or fewer"
+                )
             return value
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str):
-            path = Path(value)
-            path = path if path.is_absolute() or self.folder is None else self.folder / path
-            try:
-                value = path.read_bytes()
-            except OSError:
-                raise DataError(f"{self.where(row)}: image file {path} is not readable") from None
+            value = self._file(value, row)
         if not value:
             raise DataError(f"{self.where(row)}: no image; remove the row or fill it in")
         return bytes(value)
+
+    def _file(self, name: str, row: int) -> bytes:
+        """The content of the image file that a cell names."""
+        path = Path(name)
+        path = path if path.is_absolute() or self.folder is None else self.folder / path
+        if self.fences and not any(inside(fence, path) for fence in self.fences):
+            raise DataError(
+                f"{self.where(row)}: image file {name} lies outside {self.fences[0]}; copy it "
+                "there, or set task.allow_outside_files: true"
+            )
+        try:
+            if path.is_file() and path.stat().st_size <= MAX_IMAGE_BYTES:
+                return path.read_bytes()
+        except (OSError, ValueError):
+            pass
+        raise DataError(f"{self.where(row)}: image file {path} is not readable")
 
     def digest(self, row: int) -> str:
         """SHA-256 of what the example shows: decoded pixels, or the text without case and spacing.
@@ -82,9 +101,11 @@ class Source:
             plain = " ".join(unicodedata.normalize("NFKC", raw).casefold().split())
             return hashlib.sha256(plain.encode()).hexdigest()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                pixels = Image.open(io.BytesIO(raw)).convert("RGB")
+            pixels = open_image(raw).convert("RGB")
+        except InputError as error:
+            reason = str(error).removeprefix("the image: ")
+            what = "image too large" if "pixels" in reason else "damaged image"
+            raise DataError(f"{self.where(row)}: {what} ({reason}); replace or remove it") from None
         except Exception as error:  # Pillow raises many kinds on damaged files
             reason = str(error).split(" <")[0] or type(error).__name__
             raise DataError(
@@ -102,6 +123,7 @@ def read_source(
     text_column: str | None = None,
     label_column: str | None = None,
     labelled: bool = True,
+    allow_outside: bool = False,
 ) -> Source:
     """Read one source of the recipe.
 
@@ -109,10 +131,11 @@ def read_source(
         field: the recipe's field, for errors.
         split: the hub data set's or the digits' split, where `name` names none.
         labelled: whether labels are read; where not, none need to be there.
+        allow_outside: whether cells and links may name image files outside the source's folder.
     """
     # a fresh cache folder each time: datasets' own cache goes by a file's time, not its content
     with tempfile.TemporaryDirectory(prefix="winnow-") as scratch:
-        table = _load(field, name, split, scratch)
+        table = _load(field, name, split, scratch, allow_outside)
     where = f"{field}: {name}"
     if not len(table):
         raise DataError(f"{where}: holds no examples")
@@ -121,65 +144,54 @@ def read_source(
     if isinstance(table.features[column], datasets.Image):
         table = table.cast_column(column, datasets.Image(decode=False))
     labels, names = _labels(where, table, label) if label else (None, ())
-    folder = Path(name).parent if Path(name).is_file() else None
-    return Source(field, name, modality, column, table, labels, names, folder)
+    path = Path(name)
+    folder = path.parent if there(path) and path.is_file() else None
+    fences = () if allow_outside else _fences(path, folder)
+    return Source(field, name, modality, column, table, labels, names, folder, fences)
 
 
-def _load(field: str, name: str, split: str, scratch: str) -> Dataset:
+def _fences(path: Path, folder: Path | None) -> tuple[Path, ...]:
+    """Where a source's image files may lie: its own folder, or the hub's caches."""
+    if folder is not None:
+        return (folder,)
+    if there(path):  # an image folder, whose files were listed and checked
+        return ()
+    caches = (
+        HF_HUB_CACHE,
+        datasets.config.HF_DATASETS_CACHE,
+        datasets.config.DOWNLOADED_DATASETS_PATH,
+    )
+    return tuple(Path(cache) for cache in caches)
+
+
+def _load(field: str, name: str, split: str, scratch: str, allow_outside: bool) -> Dataset:
     where = f"{field}: {name}"
     if name == DIGITS:
         return _digits(split)
     path = Path(name)
-    if not path.exists() and (
-        path.suffix in _TABLES or name.startswith((".", "/", "~")) or name.count("/") > 1
+    here = there(path)
+    if not here and (
+        path.suffix in TABLES or name.startswith((".", "/", "~")) or name.count("/") > 1
     ):
         raise DataError(f"{where}: no such file or folder; give a path that exists")
     datasets.disable_progress_bars()
-    memory: dict[str, Any] = {"cache_dir": scratch, "keep_in_memory": True}
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what its readers log is raised as well
     try:
-        if path.is_dir():
-            return _folder(path, where, memory)
-        if path.is_file():
-            if path.suffix == ".parquet":
-                return Dataset.from_parquet(str(path), **memory)
-            if path.suffix in (".csv", ".tsv"):
-                mark = "\t" if path.suffix == ".tsv" else ","
-                # a class may well be called 'None' or 'NA'
-                return Dataset.from_csv(str(path), sep=mark, keep_default_na=False, **memory)
-            if path.suffix in (".json", ".jsonl"):
-                return Dataset.from_json(str(path), **memory)
-            raise DataError(
-                f"{where}: a {path.suffix or 'nameless'} file; give {', '.join(_TABLES)}"
-            )
-        hub, _, chosen = name.partition(":")
-        hub, _, config = hub.partition("@")
-        return datasets.load_dataset(hub, config or None, split=chosen or split)
+        if here and path.is_dir():
+            return read_folder(path, where, allow_outside=allow_outside)
+        if here and path.is_file():
+            return read_file(path, where, scratch)
+        if here:
+            raise DataError(f"{where}: neither a file nor a folder; give one")
+        return read_hub(name, split, where)
     except DataError:
         raise
     except Exception as error:  # datasets wraps pandas, pyarrow, fsspec and the hub
         cause: BaseException = error
-        while path.exists() and cause.__cause__ is not None:
+        while here and cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        what = (
-            "not readable" if path.exists() else "neither a file here nor a hub data set in reach"
-        )
-        raise DataError(f"{where}: {what} ({reason[:200]})") from None
-
-
-def _folder(path: Path, where: str, memory: dict[str, Any]) -> Dataset:
-    """An image folder of one sub-folder a class."""
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise DataError(
-            f"{where}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder; "
-            "give one sub-folder a class, or a .parquet, .csv or .jsonl file"
-        )
-    # Listed by hand, because the builder reads folder names such as 'test' as splits.
-    columns: dict[str, list[str]] = {"image": [str(p.absolute()) for p in files]}
-    if all(p.parent != path for p in files):
-        columns["label"] = [p.relative_to(path).parts[0] for p in files]
-    return Dataset.from_dict(columns).cast_column("image", datasets.Image(decode=False))
+        what = "not readable" if here else "neither a file here nor a hub data set in reach"
+        raise DataError(f"{where}: {what} ({first_line(cause)[:200]})") from None
 
 
 def _digits(split: str) -> Dataset:
@@ -305,6 +317,11 @@ def _labels(where: str, table: Dataset, column: str) -> tuple[tuple[str, ...], t
     for row, value in enumerate(values):
         if value is None or value == "":
             raise DataError(f"{where}, row {row}: no label in column {column!r}")
+        if isinstance(value, str) and (len(value) > MAX_NAME or not is_one_line(value)):
+            raise DataError(
+                f"{where}, row {row}: column {column!r} holds {value[:40]!r}, no name of a class; "
+                f"a name is one line of at most {MAX_NAME} characters"
+            )
     if isinstance(feature, ClassLabel):
         return tuple(feature.names[value] for value in values), tuple(feature.names)
     if isinstance(values[0], float | dict | list | bytes):

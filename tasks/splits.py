@@ -35,6 +35,17 @@ class Split:
         lines = (f"{d}\t{label}\n" for d, label in zip(self.digests, self.labels, strict=True))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
+    def content(self) -> str:
+        """One digest of the very bytes, classes and order: two that show the same may differ.
+
+        A model reads capitals, spaces and rotation marks that `digests` look past.
+        """
+        total = hashlib.sha256()
+        for each, label in zip(self.inputs, self.labels, strict=True):
+            raw = each.encode("utf-8", "surrogatepass") if isinstance(each, str) else each
+            total.update(f"{label} {len(raw)} ".encode() + raw)
+        return total.hexdigest()
+
     def save(self, path: Path, modality: str) -> None:
         """Write as Parquet: columns image (binary) or text (string), label, digest."""
         kind = pa.binary() if modality == "image" else pa.string()

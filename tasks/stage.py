@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,11 +13,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Artifact, publish, published, workspace
+from tasks.artifacts import Artifact, lock_of, publish, published, touch, touch_key, workspace
 from tasks.cache import stage_key
 from tasks.config import Recipe
+from tasks.errors import bad_input
 from tasks.home import home
+from tasks.locks import if_free, locked
+from tasks.partial import Partial
 from tasks.progress import watching
+from tasks.runs import under_way
 
 if TYPE_CHECKING:
     from prefect import Task
@@ -23,7 +29,12 @@ if TYPE_CHECKING:
 # Prefect is imported by the functions that need it: a stage's `body` also runs on machines
 # without an orchestrator (benchmarks on a GPU machine call it directly).
 
-# body(recipe, *inputs, into=folder to fill, progress=callback) -> metrics
+# Metrics of a stage that tell of the run that made it, not of what later stages work on: another
+# bar for the verdict leaves the data, and all that follows, as it is.
+_OF_THE_RUN = {"passable_n", "provisional", "spared_seconds"}
+
+# body(recipe, *inputs, into=folder to fill, progress=callback) -> metrics; a long one also takes
+# keeper=where it keeps what it has so far, or None
 Body = Callable[..., dict[str, Any]]
 
 
@@ -65,15 +76,32 @@ def without_prefect() -> Iterator[None]:
         _bare.reset(token)
 
 
+# keys that were made, not found made, inside the current call of a stage
+_made: ContextVar[list[str] | None] = ContextVar("winnow_made", default=None)
+
+
 @contextmanager
 def recording() -> Iterator[list[Finished]]:
-    """Collect the stages that run, or are reused, inside the block."""
-    stages: list[Finished] = []
+    """Collect the stages that run, or are reused, inside the block.
+
+    A block around this one gets them as well when this one ends, however it ends.
+    """
+    outer, stages = _finished.get(), list[Finished]()
     token = _finished.set(stages)
     try:
-        yield stages
+        with under_way():
+            yield stages
     finally:
         _finished.reset(token)
+        if outer is not None:
+            outer.extend(stages)
+
+
+def record(stages: Sequence[Finished]) -> None:
+    """Add stages that ran in another process to those that are collected here."""
+    known = _finished.get()
+    if known is not None:
+        known.extend(stages)
 
 
 class Stage:
@@ -90,7 +118,7 @@ class Stage:
         self.body, self.reads, self.splits, self.outside = body, reads, splits, outside
         self.when = when
         self.name = body.__name__
-        self._runs = 0
+        self._keeps = "keeper" in inspect.signature(body).parameters
         self.__doc__ = body.__doc__
 
     @cached_property
@@ -99,8 +127,7 @@ class Stage:
         from prefect import Task
 
         def run(recipe: Recipe, inputs: list[Artifact], key: str, title: str) -> Artifact:
-            self._runs += 1
-            return self._make(recipe, inputs, key, title)
+            return self._obtain(recipe, inputs, key, title)
 
         # Deterministic numerics get no retries. The key is computed before the call (`key`),
         # because Prefect's own policies hash a path's text, and the task's own lines only.
@@ -114,12 +141,45 @@ class Stage:
             task_run_name="{title}",
         )
 
+    def _obtain(self, recipe: Recipe, inputs: Sequence[Artifact], key: str, title: str) -> Artifact:
+        """Make the artifact, unless another run made it while this one waited for its turn."""
+
+        def waiting(holder: str) -> None:
+            watching().say(f"  {title}: waiting for another run that makes it ({holder})")
+
+        with locked(lock_of(self.name, key), waiting):
+            found = None if recipe.cache == "off" else self._reusable(key)
+            if found is not None:
+                return found
+            made = _made.get()
+            if made is not None:
+                made.append(key)
+            return self._make(recipe, inputs, key, title)
+
     def _make(self, recipe: Recipe, inputs: Sequence[Artifact], key: str, title: str) -> Artifact:
-        with watching().stage(title) as progress, workspace(self.name) as folder:
+        partial = Partial.of(self.name, key)
+        if recipe.cache == "off":
+            partial.remove()
+        further = {"keeper": partial} if self._keeps else {}
+        with watching().stage(title) as progress, workspace(self.name, key) as folder:
             started = time.perf_counter()
-            metrics = self.body(recipe, *inputs, into=folder, progress=progress)
-            seconds = round(time.perf_counter() - started, 3)
-            return publish(folder, stage=self.name, key=key, metrics=metrics, seconds=seconds)
+            try:
+                metrics = self.body(recipe, *inputs, into=folder, progress=progress, **further)
+            except bad_input():
+                partial.remove()  # the same comes out next time: there is nothing to go on with
+                raise
+            seconds = round(time.perf_counter() - started + partial.spent, 3)
+            artifact = publish(folder, stage=self.name, key=key, metrics=metrics, seconds=seconds)
+        partial.remove()
+        return artifact
+
+    def _forget(self, key: str) -> None:
+        """Remove what a run that was killed right after publishing had kept."""
+        partial = Partial.of(self.name, key)
+        if partial.folder.exists():
+            with if_free(lock_of(self.name, key)) as free:
+                if free:
+                    partial.remove()
 
     def compute(self, recipe: Recipe, *inputs: Artifact) -> Artifact:
         """Reuse, or make and publish, without Prefect."""
@@ -127,12 +187,18 @@ class Stage:
             return self(recipe, *inputs)
 
     def _digest(self, artifact: Artifact) -> str:
-        """What of an input this stage depends on: all of it, or the splits that it reads."""
-        if self.splits is None or artifact.stage != "prepare":
-            return artifact.sha256
-        facts = artifact.metrics
-        read = {name: (facts.get(name) or {}).get("sha256") for name in self.splits}
-        return json.dumps({"classes": facts["classes"], **read}, sort_keys=True)
+        """What of an input this stage depends on: all of it, or the splits that it reads.
+
+        Metrics count as files do: some stages return nothing else, and later ones read them.
+        """
+        kept = json.loads(artifact.model_dump_json(include={"metrics"}))["metrics"]  # as read back
+        facts = {name: x for name, x in kept.items() if name not in _OF_THE_RUN}
+        if self.splits is not None and artifact.stage == "prepare":
+            told = {name: facts.get(name) for name in ("classes", "modality")}
+            content = {name: facts["content"].get(name) for name in self.splits}
+            return json.dumps({**told, **content}, sort_keys=True)
+        whole = json.dumps(facts, sort_keys=True).encode()
+        return f"{artifact.sha256} {hashlib.sha256(whole).hexdigest()}"
 
     def key(self, recipe: Recipe, *inputs: Artifact) -> str:
         """The cache key of this stage for this recipe and these inputs."""
@@ -148,28 +214,43 @@ class Stage:
 
     def _reusable(self, key: str) -> Artifact | None:
         """What was published under a key, unless it called itself provisional."""
+        touch_key(self.name, key)
         found = published(self.name, key)
         return None if found is not None and found.metrics.get("provisional") else found
 
     def _orchestrated(
-        self, recipe: Recipe, inputs: list[Artifact], key: str, title: str
-    ) -> tuple[Artifact, bool]:
+        self,
+        recipe: Recipe,
+        inputs: list[Artifact],
+        key: str,
+        title: str,
+        known: Artifact | None,
+    ) -> Artifact:
         # Prefect remembers that a key was computed; whether its folder is still whole it cannot
         # know, so a hit without an intact folder is refreshed.
-        stale = recipe.cache == "off" or self._reusable(key) is None
-        task = self.task.with_options(result_storage=home() / "results", refresh_cache=stale)
-        runs = self._runs
-        artifact = task(recipe, inputs, key, title)
-        return artifact, self._runs == runs
+        task = self.task.with_options(
+            result_storage=home() / "results", refresh_cache=known is None
+        )
+        return task(recipe, inputs, key, title)
 
     def __call__(self, recipe: Recipe, *inputs: Artifact, title: str | None = None) -> Artifact:
         """Run as a Prefect task of the current flow, or reuse what an earlier run published."""
         title, key = _prefix.get() + (title or self.name), self.key(recipe, *inputs)
-        if _bare.get():
-            known = None if recipe.cache == "off" else self._reusable(key)
-            artifact, reused = known or self._make(recipe, inputs, key, title), known is not None
-        else:
-            artifact, reused = self._orchestrated(recipe, list(inputs), key, title)
+        known = None if recipe.cache == "off" else self._reusable(key)
+        made: list[str] = []
+        token = _made.set(made)
+        try:
+            if _bare.get():
+                artifact = known or self._obtain(recipe, inputs, key, title)
+            else:
+                artifact = self._orchestrated(recipe, list(inputs), key, title, known)
+        finally:
+            _made.reset(token)
+        reused = not made
+        if reused:
+            artifact = known or artifact  # the store's word: Prefect's record may be older than it
+            self._forget(key)
+        touch(artifact)
         if reused:
             watching().reused(title, artifact)
         stages = _finished.get()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from tasks.errors import RecipeError
 from tasks.home import tracking_uri
+from tasks.secrets import redacted
 
 _STYLE = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
 
@@ -24,10 +26,11 @@ def read_report(folder: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         if report["schema"] == 1:
+            print_summary(report, Console(file=io.StringIO()))  # a part that is missing is told now
             return report
     except OSError:
         raise RecipeError(f"DIR: {path} is not there; give the folder of a finished run") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
     raise RecipeError(f"DIR: {path} is not a report of this version; run the recipe again")
 
@@ -111,7 +114,7 @@ def next_steps(report: Mapping[str, Any], out: Path) -> None:
     ]
     if tracked["model_uri"]:
         alias = f"  ({tracked['alias']})" if tracked["alias"] else ""
-        lines.append(("model", f"{tracked['model_uri']}{alias} in {tracking_uri()}"))
+        lines.append(("model", redacted(f"{tracked['model_uri']}{alias} in {tracking_uri()}")))
     console.print()
     for title, text in lines:
         console.print(f"{title:<7} {text}", highlight=False, markup=False, soft_wrap=True)

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from exports.columns import shows_image
-from tasks.errors import DataError
+from tasks.errors import DataError, first_line
+from tasks.fences import there
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 _WRITTEN = (".csv", ".jsonl")
 _MARKS = {".csv": ",", ".tsv": "\t"}
 # csv's own limit (128 kB) is less than an image as base64 text
 _LONGEST_CELL = 2**31 - 1
+_LONGEST_FILE_NAME = 200  # bytes; what file systems take, less a temporary name's ending
 Row = dict[str, Any]
 
 
@@ -68,13 +70,22 @@ class Table:
                     row = json.loads(line)
                 except ValueError as error:
                     raise DataError(f"{self.path}, row {number}: not JSON ({error})") from None
+                except RecursionError:
+                    raise DataError(f"{self.path}, row {number}: nested too deep") from None
                 if not isinstance(row, dict):
                     raise DataError(f"{self.path}, row {number}: not an object of named values")
                 yield row
 
     def _parquet(self) -> Iterator[Row]:
-        for batch in self._opened().iter_batches(batch_size=1024):
-            yield from batch.to_pylist()
+        import pyarrow as pa
+
+        file = self._opened()
+        try:
+            # few at once: a dictionary can make a megabyte of every row
+            for batch in file.iter_batches(batch_size=128, use_threads=False):
+                yield from batch.to_pylist()
+        except pa.ArrowException as error:
+            raise DataError(f"{self.path}: damaged Parquet ({first_line(error)})") from None
 
     def _opened(self) -> Any:
         # pyarrow takes half a second to import, and only this kind of file needs it
@@ -83,8 +94,8 @@ class Table:
 
         try:
             return pq.ParquetFile(self.path)
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{self.path}: not Parquet ({str(error).splitlines()[0]})") from None
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.path}: not Parquet ({first_line(error)})") from None
 
 
 class Writer(Protocol):
@@ -133,7 +144,10 @@ def writing(path: Path) -> Iterator[Writer]:
     kind = require_writable_table(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
+        # the name of an input's file may be any bytes
+        with os.fdopen(
+            handle, "w", encoding="utf-8", errors="backslashreplace", newline=""
+        ) as stream:
             yield _Lines(stream) if kind == ".jsonl" else _Commas(stream)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
@@ -147,7 +161,9 @@ def require_writable_table(path: Path) -> str:
     kind = path.suffix.lower()
     if kind not in _WRITTEN:
         raise DataError(f"--out: {path} is neither .csv nor .jsonl; name such a file")
-    if path.is_dir():
+    if len(os.fsencode(path.name)) > _LONGEST_FILE_NAME or not path.name.isprintable():
+        raise DataError(f"--out: {path.name[:40]!r}... is no name of a file; name a shorter one")
+    if there(path) and path.is_dir():
         raise DataError(f"--out: {path} is a folder; name a file in it")
     folder = path.absolute().parent
     if not os.access(folder, os.W_OK | os.X_OK):

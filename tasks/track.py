@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,15 @@ from prefect.utilities.urls import url_for
 
 from exports.card import card_html, card_markdown
 from exports.plots import card_pictures
+from exports.reference import REFERENCE
 from tasks import promotion, registry, tracking
 from tasks.artifacts import Artifact, write_atomically
+from tasks.champions import SOURCES, remember, sources_read
 from tasks.config import Recipe
 from tasks.home import page
 from tasks.layout import ship
+from tasks.outages import worth_another_try
+from tasks.runs import note_run
 from tasks.splits import load_split
 from tasks.stage import Finished
 
@@ -36,17 +41,40 @@ def flow_page() -> tuple[str, str]:
     return str(flow_run.id), url or ""
 
 
+_parent: ContextVar[str] = ContextVar("winnow_parent_run", default="")
+
+
+@contextmanager
+def nested_in(run_id: str) -> Iterator[None]:
+    """MLflow runs that begin inside the block are shown below another one, such as a fleet's."""
+    token = _parent.set(run_id)
+    try:
+        yield
+    finally:
+        _parent.reset(token)
+
+
 @contextmanager
 def tracked(recipe: Recipe, command: str = "specialize") -> Iterator[str]:
     """An MLflow run that names this flow run; FAILED when anything inside raises."""
     run_id, url = flow_page()
     tags = {"prefect.flow_run_id": run_id, "prefect.flow_run_url": url}
+    if url:  # shown as the run's description, which can hold a link; a tag cannot
+        tags["mlflow.note.content"] = f"[Its flow run in Prefect]({url})"
+    if _parent.get():
+        tags["mlflow.parentRunId"] = _parent.get()
     with tracking.tracked(recipe, tags, command) as run:
         yield run
 
 
-# The store may be busy (another run writes to the same SQLite file), so this is tried again.
-@task(name="track", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=2)
+# The store may be busy, or away for a minute, so this is tried again; nothing is logged twice.
+@task(
+    name="track",
+    cache_policy=NO_CACHE,
+    retries=3,
+    retry_delay_seconds=[2, 15, 60],
+    retry_condition_fn=worth_another_try,
+)
 def track(
     recipe: Recipe,
     run_id: str,
@@ -85,8 +113,10 @@ def track(
             (folder / promotion.RECIPE).write_text(plain, encoding="utf-8")
             _write_json(folder / promotion.REPORT, report)
             _write_json(folder / "host.json", report["host"])
-            _write_json(folder / promotion.TEST, _test_facts(data, report, kept))
+            _write_json(folder / promotion.TEST, _test_facts(data, report, kept, stages))
+            remember(folder, data, recipe, kept).save(folder / REFERENCE)
             registered = _register(recipe, run_id, folder, report, example)
+            registry.tag(registered.version, {SOURCES: sources_read(recipe, data)})
             trial = promotion.Trial(recipe, report["task"]["classes"], _judged(data, kept))
             report["champion"] = promotion.promote_if_better(
                 registered.version, trial, promotion.card_head(card_markdown(report))
@@ -107,6 +137,14 @@ def track(
     write_atomically(out / "report.json", (json.dumps(report, indent=1) + "\n").encode())
     names = [name for name, _ in files] + ["report.json"]
     url = tracking.log_run(run_id, recipe, report, stages, [out / name for name in names])
+    note_run(
+        "specialize",
+        recipe.name,
+        [stage.artifact for stage in stages],
+        flow_run=flow_page()[0],
+        mlflow_run=run_id,
+        model=(report["mlflow"]["model_uri"] or "").removeprefix("models:/") or None,
+    )
     return {**report, "page": url, "example": example if isinstance(example, str) else None}
 
 
@@ -169,14 +207,19 @@ def _summary(report: Mapping[str, Any]) -> str:
 
 
 def _test_facts(
-    data: Artifact, report: Mapping[str, Any], kept: Sequence[int] | None
+    data: Artifact,
+    report: Mapping[str, Any],
+    kept: Sequence[int] | None,
+    stages: Sequence[Finished],
 ) -> dict[str, Any]:
-    """What `winnow promote` needs to find the test set again."""
+    """What `winnow promote` and `winnow recheck` need to find the test set and teacher again."""
+    teacher = next((x.artifact for x in stages if x.title == "export teacher"), None)
     return {
         "path": f"{data.path}/test.parquet",
         "sha256": data.metrics["test"]["sha256"],
         "classes": report["task"]["classes"],
         "kept": None if kept is None else list(kept),
+        "teacher": None if teacher is None else teacher.model_dump(include={"path", "sha256"}),
     }
 
 

@@ -11,17 +11,26 @@ from typing import Any
 import yaml
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 
 from exports.plots import sweep_pictures
 from exports.sweep_card import sweep_markdown, sweep_page
 from tasks import tracking
 from tasks.artifacts import Artifact, write_atomically
 from tasks.config import Recipe
+from tasks.outages import worth_another_try
+from tasks.runs import note_run
 from tasks.stage import Finished
 
 
-# The store may be busy (another run writes to the same SQLite file), so this is tried again.
-@task(name="track sweep", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=2)
+# The store may be busy, or away for a minute, so this is tried again; nothing is logged twice.
+@task(
+    name="track sweep",
+    cache_policy=NO_CACHE,
+    retries=3,
+    retry_delay_seconds=[2, 15, 60],
+    retry_condition_fn=worth_another_try,
+)
 def track_sweep(
     recipe: Recipe,
     run_id: str,
@@ -62,4 +71,11 @@ def track_sweep(
     for name, content in files.items():
         write_atomically(out / name, content)
     url = tracking.log_sweep(run_id, recipe, report, stages, [out / name for name in files])
+    note_run(
+        "sweep",
+        recipe.name,
+        [stage.artifact for stage in stages],
+        flow_run=str(flow_run.id or ""),
+        mlflow_run=run_id,
+    )
     return {**report, "page": url}

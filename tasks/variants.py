@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,12 +138,14 @@ def measured(
     graphs: Mapping[str, Artifact],
     feed: Mapping[str, np.ndarray],
     progress: Callback,
+    spared: Callable[[float], None],
 ) -> LatencyTable:
     """Time all sizes on this host; what an earlier run measured here is taken from the cache.
 
     Args:
         graphs: exports by name: 'generalist', and the dense model by format.
         feed: of the whole graphs.
+        spared: called with the seconds that taking what was found there had cost.
     """
     asked = recipe.verify
     formats = [name for name in graphs if name != "generalist"]
@@ -165,6 +167,7 @@ def measured(
             lower=None if route == "static" else lower,
             route=route,
             cache=home() / "latencies.json",
+            spared=spared,
             progress=progress,
         )
         with tempfile.TemporaryDirectory(prefix="winnow-") as scratch:

@@ -8,23 +8,28 @@ from typing import Any
 
 import numpy as np
 
-from exports.runtime import host_profile
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
-from tasks.digests import source_digest
+from tasks.digests import DIGITS, source_digest
 from tasks.layout import ANSWERS, graph_names
 from tasks.progress import Callback
 from tasks.splits import load_split
 from tasks.stage import stage
+from tasks.this_host import told_of
 
 _TOLD = ("models", "accuracy", "speed", "sparsity", "verdict")
 
 
 def _outside(recipe: Recipe) -> dict[str, str]:
     """This host, on which the timings and so the verdict rest; inputs from outside the task."""
-    source = recipe.limits.outside or recipe.task.test
-    read = source_digest(source) if recipe.limits.samples else ""
-    return {"host": json.dumps(host_profile(), sort_keys=True), "outside": read}
+    found, task = {"host": told_of()}, recipe.task
+    if recipe.limits.samples:
+        source = recipe.limits.outside or task.test
+        # the end of its name is told in the report; digits are shown to no task about digits
+        told = Path(source).name if Path(source).exists() else source
+        digits = DIGITS in (task.train, task.test)
+        found |= {"outside": source_digest(source), "told": told, "digits": str(digits)}
+    return found
 
 
 @stage(
@@ -32,15 +37,18 @@ def _outside(recipe: Recipe) -> dict[str, str]:
         "name",
         "target",
         "verify",
-        "limits",
-        "leaks",
+        "limits.samples",
+        "limits.threshold",
+        "limits.corruptions",
         "task.seed",
         "task.shots",
         "task.image_column",
         "task.text_column",
         "task.label_column",
+        "task.allow_outside_files",
         "prune",
         "quantize",
+        "distill.rungs",
         "sparsity",
         "shrinks",
     ),

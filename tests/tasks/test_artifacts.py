@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from pathlib import Path
 
 import pytest
 
-from tasks.artifacts import Artifact, publish, published, workspace, write_atomically
+from tasks.artifacts import (
+    Artifact,
+    lock_of,
+    publish,
+    published,
+    touch,
+    workspace,
+    write_atomically,
+)
 from tasks.digests import folder_digest, source_digest
 from tasks.home import store
+from tasks.locks import locked
 
 
 def make(text: str = "a", key: str = "k") -> Artifact:
@@ -60,13 +70,59 @@ def test_nothing_is_left_where_making_fails() -> None:
     assert list((store() / "stage").iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_swept_after_a_day() -> None:
+def test_what_a_killed_process_left_is_swept_at_once() -> None:
     parent = store() / "stage"
-    for name, age in ((".making-old", 2 * 86400), (".making-new", 60)):
-        (parent / name).mkdir(parents=True)
-        os.utime(parent / name, times=(time.time() - age,) * 2)
+    for name in (".making-dead", ".making-dead.old", ".making-k", ".making-alive"):
+        (parent / name / "inner").mkdir(parents=True)
+    with locked(lock_of("stage", "alive")):
+        make()
+        assert sorted(path.name for path in parent.glob(".*")) == [".lock-alive", ".making-alive"]
     make()
-    assert sorted(path.name for path in parent.glob(".making-*")) == [".making-new"]
+    assert [path.name for path in parent.iterdir()] == ["k"]
+
+
+def test_the_same_content_again_leaves_the_files_alone() -> None:
+    first = make("a")
+    file = first.folder / "inner" / "file"
+    before = file.stat().st_ino
+    with workspace("stage") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").write_text("a")
+        again = publish(folder, stage="stage", key="k", metrics={"x": 2}, seconds=9.0)
+    assert again.sha256 == first.sha256 and published("stage", "k") == again
+    assert file.stat().st_ino == before and list(store().glob("stage/.*")) == []
+
+
+def test_all_is_on_the_disk_before_it_gets_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the calls: a power cut after any of them leaves whole or nothing."""
+    told: list[tuple[str, str]] = []
+    replace, fsync = os.replace, os.fsync
+
+    def noted(handle: int) -> None:
+        told.append(("sync", Path(os.readlink(f"/proc/self/fd/{handle}")).name))
+        fsync(handle)
+
+    def renamed(old: Path, new: Path) -> None:
+        told.append(("name", Path(new).name))
+        replace(old, new)
+
+    monkeypatch.setattr("os.fsync", noted)
+    monkeypatch.setattr("os.replace", renamed)
+    make()
+    named = told.index(("name", "k"))
+    synced = {name for kind, name in told[:named] if kind == "sync"}
+    assert {"file", "inner", "artifact.json"} < synced
+    assert any(name.startswith(".making-") for name in synced)
+    assert told[named + 1 :] == [("sync", "stage")]
+
+
+def test_use_is_noted() -> None:
+    artifact = make()
+    manifest = artifact.folder / "artifact.json"
+    os.utime(manifest, times=(0, 0))
+    touch(artifact)
+    assert time.time() - manifest.stat().st_mtime < 60
+    assert published("stage", "k") == artifact
 
 
 def test_the_home_can_be_moved(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -108,3 +164,15 @@ def test_writing_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_what_a_killed_writer_left_goes(tmp_path: Path) -> None:
+    left, writing = tmp_path / ".f.dead.part", tmp_path / ".f.alive.part"
+    for path in (left, writing):
+        path.write_bytes(b"half")
+        os.utime(path, times=(0, 0))
+    with writing.open("rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        write_atomically(tmp_path / "f", b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [writing.name, "f"]
+    assert (tmp_path / "f").read_bytes() == b"whole"

@@ -138,7 +138,7 @@ def test_what_cannot_be_read_is_said(
     ("name", "content", "words"),
     [
         ("missing.csv", None, "no such file"),
-        ("t.jsonl", b"{not json", "not readable"),
+        ("t.jsonl", b"{not json", "row 0: not JSON"),
         ("t.parquet", b"not parquet", "not readable"),
         ("t.csv", b"text,label\n", "no data"),
         ("t.xlsx", b"x", ".xlsx file"),

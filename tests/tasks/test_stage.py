@@ -92,13 +92,33 @@ def test_a_stage_follows_the_splits_it_reads() -> None:
         return {}
 
     def prepared(**facts: Any) -> Artifact:
-        metrics = {"classes": ["a"], "support": {"sha256": "1"}, "test": {"sha256": "1"}, **facts}
+        content = {"support": "1", "test": "1", **facts.pop("content", {})}
+        metrics = {"classes": ["a"], "modality": "text", "content": content, **facts}
         return Artifact(stage="prepare", path="p", sha256=str(facts), key="k", metrics=metrics)
 
     before = reader.key(recipe(), prepared())
-    assert reader.key(recipe(), prepared(test={"sha256": "2"})) == before
-    assert reader.key(recipe(), prepared(support={"sha256": "2"})) != before
+    assert reader.key(recipe(), prepared(content={"test": "2"})) == before
+    assert reader.key(recipe(), prepared(passable_n=9)) == before
+    assert reader.key(recipe(), prepared(content={"support": "2"})) != before
     assert reader.key(recipe(), prepared(classes=["b"])) != before
+    assert reader.key(recipe(), prepared(modality="image")) != before
+
+
+def test_what_an_input_tells_counts_as_its_files_do() -> None:
+    def made(**metrics: Any) -> Artifact:
+        return Artifact(stage="held_out", path="p", sha256="empty", key="k", metrics=metrics)
+
+    keys = {second.key(recipe(), made(**each)) for each in ({}, {"kl": 0.1}, {"kl": 0.2})}
+    assert len(keys) == 3
+    # but not what tells of the run that made it
+    told = {second.key(recipe(), made(kl=0.1, provisional=x)) for x in (True, False)}
+    assert told < keys and len(told) == 1
+
+
+def test_metrics_count_as_they_are_read_back() -> None:
+    fresh = Artifact(stage="x", path="p", sha256="s", key="k", metrics={"a": (1, float("nan"))})
+    stored = Artifact.model_validate_json(fresh.model_dump_json())
+    assert second.key(recipe(), fresh) == second.key(recipe(), stored)
 
 
 def test_a_failing_stage_leaves_nothing() -> None:

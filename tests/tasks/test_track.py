@@ -13,10 +13,12 @@ import mlflow
 import pytest
 import yaml
 
+from exports.reference import load_reference, shortened
 from exports.runtime import host_profile
 from exports.specialist import Specialist
 from tasks import promotion, registry
 from tasks.artifacts import Artifact, publish, workspace
+from tasks.champions import SOURCES
 from tasks.config import Recipe
 from tasks.promotion import promote
 from tasks.splits import Split
@@ -70,7 +72,7 @@ def run(home: Path, tmp_path: Path, empty_store: Path) -> Callable[..., dict[str
             for name, made in (("support", split(8, 1)), ("test", split(40, 7))):
                 made.save(folder / f"{name}.parquet", "text")
                 facts[name] = {"n": len(made), "sha256": made.sha256()}
-            return facts
+            return {**facts, "sources": {"train": "of a", "test": "of b"}}
 
         def exported(folder: Path) -> dict[str, Any]:
             text_specialist(folder, known)
@@ -135,6 +137,13 @@ def test_a_version_carries_what_it_was_made_of(
     assert json.loads((folder / "report.json").read_text())["models"] == report["models"]
     assert (folder / "card.md").read_text().startswith("# ")
     assert "<html" in (folder / "card.html").read_text()
+    # what a recheck tells known examples from new ones by, and a watch changed data
+    reference = load_reference(folder / "reference.npz")
+    assert reference.classes == tuple(CLASSES) and reference.judged.all()
+    assert shortened("7-0") in reference.known and shortened("1-0") in reference.learnt
+    assert len(reference.rows) == len(reference.test) == 120 and len(reference.support) == 24
+    sources = json.loads(version.tags[SOURCES])
+    assert sources["test"] == {"name": "b", "digest": "of b"} and sources["train"]["name"] == "a"
     Specialist.load(folder)  # verified on this host: nothing to warn of, and warnings are errors
     with registry.pointed():
         client = mlflow.MlflowClient()

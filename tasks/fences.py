@@ -1,0 +1,78 @@
+"""Fences around what a run reads and writes: paths that stay in their folder, bounded sizes.
+
+Data and checkpoints come from others. A table's cell, a link in a folder or a manifest must not
+name a file elsewhere on this machine, and a small file must not unfold into more than fits.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from contextlib import suppress
+from pathlib import Path
+
+from tasks.errors import DataError
+
+MAX_TEXT = 1_000_000  # characters of one example: a long book; models read its first pages
+MAX_NAME = 1000  # characters of a class's name
+MAX_COLUMNS = 4096  # of a table; reading takes time and memory by the column
+MAX_IMAGE_BYTES = 500_000_000  # of one encoded image; 100 megapixels without compression are 300 MB
+_SHARE_OF_MEMORY = 0.5  # what one source may take of the machine's
+_GIGABYTE = 1e9
+
+
+def there(path: Path) -> bool:
+    """Whether a path exists; a name that no file system takes does not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # longer than a name may be, or a folder that is closed
+        return False
+
+
+def inside(folder: Path, path: Path) -> bool:
+    """Whether a path, all its links followed, lies in a folder or below it."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a loop of links is nowhere
+        return False
+
+
+def require_inside(folder: Path, files: list[Path], where: str) -> None:
+    """Raise `DataError` where a link leads out of its folder."""
+    root = folder.resolve()
+    for path in files:
+        # resolving costs a call of the system for each part: a file without links needs none
+        linked = path.is_symlink() or any(p.is_symlink() for p in _between(folder, path))
+        if linked and not inside(root, path):
+            raise DataError(
+                f"{where}: {path} is a link to a file outside this folder; put a copy in its place "
+                "or set task.allow_outside_files: true"
+            )
+
+
+def _between(folder: Path, path: Path) -> list[Path]:
+    return [parent for parent in path.parents if parent != folder and folder in parent.parents]
+
+
+def is_one_line(text: str) -> bool:
+    """Whether a text is free of line breaks, control characters and broken Unicode."""
+    return text.isprintable() or not any(
+        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text
+    )
+
+
+def room() -> int:
+    """How many bytes one source may take in memory: half of what this machine, or group, has."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # a container's own limit
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return int(total * _SHARE_OF_MEMORY)
+
+
+def require_room(needed: float, where: str) -> None:
+    """Raise `DataError` where a source needs more memory than it may take."""
+    if needed > room():
+        raise DataError(
+            f"{where}: unfolds to more than {room() / _GIGABYTE:.1f} GB, half of this machine's "
+            "memory; give a part of it, or take a machine with more"
+        )

@@ -16,7 +16,9 @@ PYTEST_ARGS ?=
 ASSETS ?=
 BENCH ?= .winnow/bench-speed
 
-.PHONY: help setup demo test test-all bench-speed bench-verdict bench-leaks bench-parity bench-serving pages lint format ui clean
+.PHONY: help setup demo up test test-all bench-speed bench-verdict bench-leaks bench-parity bench-serving \
+	bench-crash bench-concurrent bench-bad-input bench-fleet bench-engines bench-week bench-drift bench-scale \
+	pages lint audit format ui clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -66,17 +68,52 @@ bench-parity: setup  ## planted faults, each to be named at its hop and node
 bench-serving: setup  ## requests a second, specialist against generalist, after `make demo`
 	$(BIN)/python benchmarks/serving.py $(DEMO_OUT)
 
+bench-crash: setup  ## SIGKILL at 50 random moments of the demo, resumed (hours on two cores)
+	$(BIN)/python benchmarks/crash.py --kills 50 --work .winnow/crash --out .winnow/crash.jsonl
+
+bench-concurrent: setup  ## fifty runs at once on PostgreSQL; again with MLflow's server killed for a minute
+	$(BIN)/python benchmarks/concurrent_runs.py --runs 50 --draws 4
+	$(BIN)/python benchmarks/concurrent_runs.py --runs 50 --draws 4 --away 60
+
+bench-bad-input: setup  ## 10,000 bad recipes and data files; writes benchmarks/bad_input.md
+	$(BIN)/python benchmarks/bad_input.py --workers 2 --out benchmarks/bad_input.md
+
+bench-fleet: setup  ## twelve specialists, one worker against two
+	$(BIN)/python benchmarks/fleet.py make --members 12 --out .winnow/fleet
+	$(BIN)/python benchmarks/fleet.py run .winnow/fleet/fleet.yaml --workers 1 --out .winnow/fleet/1.json
+	$(BIN)/python benchmarks/fleet.py run .winnow/fleet/fleet.yaml --workers 2 --out .winnow/fleet/2.json
+	$(BIN)/python benchmarks/fleet.py table .winnow/fleet/1.json .winnow/fleet/2.json
+
+bench-engines: setup  ## Dask against Ray; RAY=PYTHON names an environment that has prefect-ray
+	$(BIN)/python benchmarks/engines.py $(if $(RAY),--ray-python $(RAY)) --out benchmarks/engines.md
+
+bench-week: setup  ## a week of rechecks in fast forward; writes benchmarks/week.md
+	$(BIN)/python benchmarks/week.py --rechecks 500 --changes 20 --out benchmarks/week.md
+
+bench-drift: setup  ## false alarms and power of the drift tests; writes benchmarks/drift.md
+	$(BIN)/python benchmarks/drift_simulation.py --draws 100 --out benchmarks/drift.md
+
+bench-scale: setup  ## stage times and requests measured, then 1,000 specialists on 100 workers simulated
+	$(BIN)/python benchmarks/scale_measure.py --recipe recipes/intents.yaml --out benchmarks/results/scale-measured.json
+	$(BIN)/python benchmarks/scale_simulation.py --measured benchmarks/results/scale-measured.json --out benchmarks/scale.md --picture docs/scale.png
+
 pages: setup  ## screenshots and checks of card, MLflow and Prefect pages in Chromium, after `make demo`
-	$(BIN)/python benchmarks/pages.py --out .winnow/pages --card $(DEMO_OUT)/card.html --home .winnow
+	$(BIN)/python benchmarks/pages.py --out .winnow/pages --card $(DEMO_OUT)/card.html --home .winnow --form .winnow/pages-home
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+audit: setup  ## the lock, licences, known bad releases; asks pip-audit where a service answers
+	$(BIN)/python .ci/audit.py
+
 format: setup  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+up: setup  ## servers, deployments and a worker until Ctrl-C
+	$(BIN)/winnow up
 
 ui: setup  ## the pages: MLflow and Prefect
 	$(BIN)/winnow ui

@@ -81,6 +81,8 @@ def _timm_repository(name: str) -> str | None:
     import timm
 
     try:
-        return timm.get_pretrained_cfg(name).hf_hub_id  # filled in, such as timm/resnet50.a1_in1k
-    except (RuntimeError, ValueError, AttributeError):
+        settings = timm.get_pretrained_cfg(name)
+    except (RuntimeError, ValueError):
         return None
+    # filled in, such as timm/resnet50.a1_in1k
+    return None if settings is None else settings.hf_hub_id

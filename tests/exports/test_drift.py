@@ -75,7 +75,7 @@ def test_predicted_shares_are_told() -> None:
 def test_two_classes_are_one_test() -> None:
     random = np.random.default_rng(5)
     before = log_softmax(random.normal(0, 2, (300, 2)))
-    seen = log_softmax(random.normal(0, 2, (300, 2)) + [1.5, 0])
+    seen = log_softmax(random.normal(0, 2, (300, 2)) + np.array([1.5, 0]))
     found = drift(before, seen, ("no", "yes"))
     one = stats.ks_2samp(np.exp(before[:, 0]), np.exp(seen[:, 0]), method="asymp")
     assert found["ks"] == pytest.approx(one.statistic) and found["drifted"]

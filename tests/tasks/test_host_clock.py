@@ -99,6 +99,6 @@ def test_the_file_is_for_every_user_and_no_link_is_followed(clock: Path, tmp_pat
         assert clock_file() == clock and clock.stat().st_mode & 0o777 == 0o644
     clock.unlink()
     clock.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="WINNOW_CLOCK: .* cannot be opened"), host_clock():
+    with pytest.raises(UserError, match=r"WINNOW_CLOCK: .* cannot be opened"), host_clock():
         pass
     assert not (tmp_path / "elsewhere").exists()

@@ -9,7 +9,6 @@ layer that is not there) behind what is damaged, and complains of the fence alon
 from __future__ import annotations
 
 import json
-import pickle
 import random
 import shutil
 from collections.abc import Callable
@@ -24,6 +23,9 @@ from bad_recipes import bad_recipe, good_recipe
 from bad_tables import FORMS, broken_image, broken_table, image_folder, picture, rows, write_data
 
 FENCES = ("--out: fence is a file", "generalist 'hf:./absent'", "'absent-layer'")
+
+# {"w": 1} as protocol 4 writes it
+_PICKLE = b"\x80\x04\x95\n\x00\x00\x00\x00\x00\x00\x00}\x94\x8c\x01w\x94K\x01s."
 
 
 @dataclass
@@ -146,7 +148,7 @@ def checkpoint_case(r: random.Random, folder: Path, goods: Goods) -> Case:
         path.unlink()
     elif how == "pickle":
         (model / "model.safetensors").unlink()
-        (model / "pytorch_model.bin").write_bytes(pickle.dumps({"w": 1}))
+        (model / "pytorch_model.bin").write_bytes(_PICKLE)
     elif how == "value" and name.endswith("json"):
         stored = json.loads(path.read_text())
         stored[r.choice([*stored])] = r.choice([None, -1, 0, "x", [], {}, 1e9, True])

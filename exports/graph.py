@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from exports.onnxfile import (
 
 OPSET = 20  # the first with Gelu as one operator; QuantizeLinear is per channel since 13
 _TRACE_ROWS = 2  # a batch of one would be baked into the graph as a constant
+# tracing patches torch itself for a while: two threads at once would see each other's patches
+_TRACING = threading.Lock()
 _TRACE_TOKENS = 3  # at least this many, and never as many as rows: equal sizes may be unified
 
 
@@ -59,7 +62,7 @@ def export_onnx(
     _use_plain_attention(frozen)
     batch = tuple(_trace_input(tensor) for tensor in example)
     dynamic = tuple(_dynamic_axes(tensor) for tensor in batch)
-    with _quiet():
+    with _TRACING, _quiet():
         try:
             program = torch.onnx.export(
                 frozen,

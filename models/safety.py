@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from models._torchvision import ensure_torchvision
 from models.errors import GeneralistError
@@ -149,6 +149,8 @@ def safe_weights(source: str, name: str) -> dict[str, Any]:
     for file in [stated] if stated.endswith((".safetensors", ".npz")) else _SAFE:
         try:
             path = hf_hub_download(repository, file, revision=revision or None)
+        except LocalEntryNotFoundError as error:  # no connection: whether it is there nobody knows
+            raise unloadable(source, error, local=False) from error
         except EntryNotFoundError:
             continue
         except Exception as error:  # the network, or a name that is none

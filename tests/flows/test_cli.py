@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.cli import app
-from tasks import servers
+from tasks import home as places
 from tasks.summary import print_summary
 
 ROOT = Path(__file__).parents[2]
@@ -91,10 +91,10 @@ def test_ui_says_which_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        monkeypatch.setitem(servers.UI_PORTS, "mlflow", taken.getsockname()[1])
+        monkeypatch.setitem(places.UI_PORTS, "prefect", taken.getsockname()[1])
         code, output = run("ui")
     assert code == 2
-    assert output.startswith("winnow: ui: port ") and "(mlflow) is taken" in output
+    assert output.startswith("winnow: --prefect-port: prefect cannot listen on 127.0.0.1:")
 
 
 @pytest.mark.slow

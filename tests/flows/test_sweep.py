@@ -128,7 +128,10 @@ def test_mlflow_and_prefect_hold_the_sweep(swept: dict[str, Any], out: Path) -> 
     ("name", "extra"),
     [
         ("90%-int8", ["verify"]),
-        ("0.447x-float32", ["quantize teacher", "export teacher-int8", "verify"]),
+        (
+            "0.447x-float32",
+            ["quantize teacher", "export teacher-int8", "quantize specialist", "verify"],
+        ),
     ],
 )
 def test_a_run_from_the_sweep_reuses_what_the_sweep_made(

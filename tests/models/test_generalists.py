@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from models import safety
 from models.checkpoint import load_bundle, save_bundle
 from models.errors import GeneralistError
 from models.generalists import load_generalist
@@ -212,22 +213,34 @@ def test_hub_names_go_through_the_libraries_and_fail_in_one_line(monkeypatch, so
     def offline(*args: object, **kwargs: object) -> None:
         raise OSError("We could not connect.\nA second line.")
 
+    monkeypatch.setattr(safety, "hf_hub_download", offline)
     monkeypatch.setattr(timm, "create_model", offline)
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", offline)
     refused(source, source, "check the name and the connection", "We could not connect.")
 
 
-def test_hub_name_keeps_timm_labels(monkeypatch):
-    def create(name: str, pretrained: bool) -> torch.nn.Module:
+def test_a_hub_out_of_reach_is_not_taken_for_one_without_safetensors():
+    # offline, as every test is: the library says that the file is not in its cache
+    refused("timm:resnet18", "timm:resnet18", "check the name and the connection")
+
+
+def test_hub_name_keeps_timm_labels(monkeypatch, tmp_path):
+    def create(name: str, pretrained: bool, **settings: object) -> torch.nn.Module:
         assert pretrained
+        given.update(settings)
         return real(name, pretrained=False)
 
+    given: dict[str, object] = {}
+    weights = str(tmp_path / "model.safetensors")
+    monkeypatch.setattr(safety, "hf_hub_download", lambda *_, **__: weights)
     real = timm.create_model
     monkeypatch.setattr(timm, "create_model", create)
     bundle = load_generalist("timm:test_vit")
     assert bundle.labels is not None and len(bundle.labels) == 1000
     assert bundle.labels[0].startswith("tench")
     assert bundle.config["architecture"] == "test_vit"
+    # of the hub's files, the one without pickle
+    assert given["pretrained_cfg_overlay"]["file"] == weights
 
 
 @pytest.mark.slow

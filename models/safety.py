@@ -10,7 +10,7 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from models._torchvision import ensure_torchvision
@@ -34,6 +34,8 @@ __all__ = [
 
 _MAX_JSON = 200_000_000  # bytes; a large multilingual tokenizer.json has 20 million
 _SAFE = ("model.safetensors", "open_clip_model.safetensors")
+# what timm itself would take instead
+_PICKLES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
 _CODED = ("config.json", "tokenizer_config.json")
 
 
@@ -149,7 +151,10 @@ def safe_weights(source: str, name: str) -> dict[str, Any]:
     for file in [stated] if stated.endswith((".safetensors", ".npz")) else _SAFE:
         try:
             path = hf_hub_download(repository, file, revision=revision or None)
-        except LocalEntryNotFoundError as error:  # no connection: whether it is there nobody knows
+        except LocalEntryNotFoundError as error:
+            # no connection: only where the cache has the pickle is it known what there is
+            if any(isinstance(try_to_load_from_cache(repository, x), str) for x in _PICKLES):
+                continue
             raise unloadable(source, error, local=False) from error
         except EntryNotFoundError:
             continue

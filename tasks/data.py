@@ -130,7 +130,13 @@ def generic_pool(
             "set task.generic"
         )
     chosen = np.random.default_rng([task.seed, 1]).permutation(rows)[:count].tolist()
-    return _pool(source, sorted(chosen), used, progress)
+    pool = _pool(source, sorted(chosen), used, progress)
+    if not len(pool):
+        raise DataError(
+            f"task.generic: {source.name}: all of it is in the support or the test set; name other "
+            "inputs"
+        )
+    return pool
 
 
 def _same_modality(source: Source, train: Source) -> None:

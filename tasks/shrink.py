@@ -23,6 +23,7 @@ _JUDGED = {"cpu": 256, "cuda": 512}
         "target",
         "shrink.kinds",
         "shrink.rungs",
+        "shrink.path",  # none in the recipe of a step: a longer path shares its beginning
         "shrink.steps",
         "shrink.search",
         "shrink.generations",

@@ -20,7 +20,7 @@ from tasks.cache import _WIRING, ROOMS, import_closure
 from tasks.config import _IMPLIED, Recipe
 from tasks.seeds import spread
 from tasks.stage import _OF_THE_RUN, without_prefect
-from tests.conftest import QUICK, merged
+from tests.conftest import QUICK, merged, text_rows, write_rows
 from tests.tasks.recorded import Recorder, every_stage, leaves, recorded
 
 ROOT = Path(__file__).parents[2]
@@ -189,12 +189,15 @@ def test_a_sweep(text_task: dict[str, str], text_generalist: str) -> None:
 
 
 @pytest.mark.slow
-def test_several_draws_in_four_bits(text_task: dict[str, str], text_generalist: str) -> None:
+def test_several_draws_in_four_bits(
+    text_task: dict[str, str], text_generalist: str, tmp_path: Path
+) -> None:
     def draws(recipe: Recipe) -> None:
         made = [make(each, begin(each)) for each in (recipe, recipe.with_seed(1))]
         spread(recipe, *(each.verified for each in made))
 
-    other = str(Path(text_task["test"]))
+    # what is in the test set is no calibration
+    other = str(write_rows(tmp_path / "other.jsonl", text_rows(8, 7)))
     changes = {
         "quantize": {"format": "int4"},
         "prune": {"calibration": "generic", "pattern": "2:4", "sparsity": None},

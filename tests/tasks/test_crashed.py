@@ -72,12 +72,17 @@ def ended(pid: int, within: float = 30.0) -> bool:
     return False
 
 
-def test_killed_flow_runs_are_marked_and_living_ones_left(home: Path) -> None:
+def test_killed_flow_runs_are_marked_and_living_ones_left(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
 
+    from tasks import embedded
     from tasks.embedded import embedded_prefect
 
+    # that of an earlier test of this process keeps another home
+    monkeypatch.setattr(embedded, "_server", None)
     with running("dead") as (process, server):
         time.sleep(5)
         os.kill(process.pid, signal.SIGKILL)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import compression.schedule  # noqa: F401  (recipe.rungs asks it which graphs there are)
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
 from tasks.digests import DIGITS, source_digest

@@ -23,6 +23,9 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 _SECONDS = 300  # for pip-audit to answer
+# torch is built for CUDA on some machines and for the processor alone on others. What its CUDA
+# build brings (NVIDIA's libraries under NVIDIA's terms, Triton) it pins itself; winnow ships none.
+_OF_TORCH = ("cuda-", "nvidia-", "triton")
 _OF_THE_INTERPRETER = {"pip"}  # comes with the virtual environment, and installs the rest
 
 # What may be shipped beside Apache-2.0 and linked without asking anybody: permissive ones, and
@@ -147,9 +150,16 @@ def closure(wanted: Iterable[Requirement]) -> tuple[dict[str, metadata.Distribut
 
 
 def lock_problems(
-    pins: Mapping[str, str], installed: Mapping[str, str], missing: Iterable[str]
+    pins: Mapping[str, str],
+    installed: Mapping[str, str],
+    missing: Iterable[str],
+    elsewhere: Iterable[str] = (),
 ) -> Iterator[str]:
-    """Where constraints.txt and what is installed for us disagree."""
+    """Where constraints.txt and what is installed for us disagree.
+
+    Args:
+        elsewhere: what is asked for on other machines, such as with an older Python 3.11.
+    """
     for name in sorted(missing):
         yield f"{name}: asked for and not installed; run make setup"
     for name, version in sorted(installed.items()):
@@ -157,7 +167,7 @@ def lock_problems(
             yield f"constraints.txt: {name} is missing; add {name}=={version}"
         elif Version(pins[name]) != Version(Version(version).public):  # 2.13.0+cpu is 2.13.0
             yield f"constraints.txt: {name}=={pins[name]}, but {version} is installed"
-    for name in sorted(set(pins) - set(installed) - set(missing)):
+    for name in sorted(set(pins) - set(installed) - set(missing) - set(elsewhere)):
         yield f"constraints.txt: {name}=={pins[name]} is stale: nothing asks for it; remove it"
 
 
@@ -277,14 +287,20 @@ def main() -> int:
     """Run every check; returns the number of complaints, at most 1."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     found, missing = closure(stated(project))
-    found = {name: each for name, each in found.items() if name not in _OF_THE_INTERPRETER}
+    found = {
+        name: each
+        for name, each in found.items()
+        if name not in _OF_THE_INTERPRETER and not name.startswith(_OF_TORCH)
+    }
     installed = {name: each.version for name, each in found.items()}
     licences = {name: licence_of(each.metadata) for name, each in found.items()}
     pins = locked((ROOT / "constraints.txt").read_text(encoding="utf-8"))
+    asked = (Requirement(x) for each in found.values() for x in each.requires or ())
+    elsewhere = {canonicalize_name(x.name) for x in asked if "python" in str(x.marker or "")}
     known, told = advisories(_ask_pip_audit())
     complaints = {
         "requirements agree (pip check)": _pip_check(),
-        f"lock: {len(pins)} pins": list(lock_problems(pins, installed, missing)),
+        f"lock: {len(pins)} pins": list(lock_problems(pins, installed, missing, elsewhere)),
         f"licences: {len(licences)} packages": list(licence_problems(licences)),
         f"denied releases: {sum(map(len, DENIED.values()))} entries": list(denied(installed)),
         f"advisories: {told}": known,

@@ -24,7 +24,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from importlib.metadata import distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def added_megabytes(name: str, base: str = "prefect") -> tuple[float, int]:
             each, extra = waiting.pop()
             try:
                 asked = distribution(each).requires or []
-            except Exception:  # an optional one that is not installed
+            except PackageNotFoundError:  # an optional one
                 continue
             if extra == "" and canonicalize_name(each) in known:
                 continue

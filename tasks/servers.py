@@ -148,6 +148,8 @@ def warnings_of(servers: Servers, environment: Mapping[str, str] = os.environ) -
 
 def require_free(name: str, host: str, port: int, option: str) -> None:
     """Raise `UserError` where a port is taken or may not be listened on."""
+    if not 0 < port < 65536:
+        raise UserError(f"{option}: {port} is no port; give one from 1 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -194,6 +194,8 @@ def test_bad_options_are_one_line_and_leave_nothing(home: Path, tmp_path: Path) 
         for options, told in (
             (["--prefect-port", port], rf"^winnow: --prefect-port: .*127.0.0.1:{port} "),
             (["--mlflow-port", port], rf"^winnow: --mlflow-port: .*127.0.0.1:{port} "),
+            (["--prefect-port", "99999"], "^winnow: --prefect-port: 99999 is no port"),
+            (["--mlflow-port", "0"], "^winnow: --mlflow-port: 0 is no port"),
             (["--host", "no.such.host.invalid"], "^winnow: --host: no.such.host.invalid"),
             (["--deployments", str(tmp_path / "x.yaml")], "^winnow: --deployments: .*x.yaml"),
         ):

@@ -28,9 +28,9 @@ from prefect.settings import get_current_settings, temporary_settings
 from tasks.crashed import owned_flow_runs
 from tasks.errors import UserError
 from tasks.home import page, prefect_database, prefect_home, tracking_uri
+from tasks.services import KEEP_ALIVE_SECONDS
 from tasks.outages import PATIENCE_SECONDS, require_reachable
 from tasks.scratch import scratch
-from tasks.services import KEEP_ALIVE_SECONDS
 
 _PATIENCE_SECONDS = 180.0  # two cores that others use as well were seen to need 75
 _EVENT_TRIES = int(PATIENCE_SECONDS)

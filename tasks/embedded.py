@@ -28,7 +28,6 @@ from prefect.settings import get_current_settings, temporary_settings
 from tasks.crashed import owned_flow_runs
 from tasks.errors import UserError
 from tasks.home import page, prefect_database, prefect_home, tracking_uri
-from tasks.services import KEEP_ALIVE_SECONDS
 from tasks.outages import PATIENCE_SECONDS, require_reachable
 from tasks.scratch import scratch
 
@@ -74,7 +73,6 @@ def _spawn(port: int) -> subprocess.Popen[bytes]:
     command += ["--app-dir", str(prefect.__module_path__.parent)]
     command += ["--factory", "prefect.server.api.server:create_app", "--log-level", "error"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    command += ["--timeout-keep-alive", str(KEEP_ALIVE_SECONDS)]
     with (prefect_home() / "server.log").open("ab") as log:
         # a session of its own: Ctrl-C is for the run, which then still has its end to report
         process = subprocess.Popen(

@@ -30,10 +30,6 @@ _SERVERS_OWN = (
     "WINNOW_ARTIFACTS",
 )
 
-# Prefect's client keeps an idle connection for 25 s, its server closes one after 5: the first
-# request after a longer stage fails then and is tried again two seconds later.
-KEEP_ALIVE_SECONDS = 60
-
 
 def prefect_service(servers: Servers) -> Service:
     """Prefect's server with its pages, schedules and automations."""
@@ -45,7 +41,6 @@ def prefect_service(servers: Servers) -> Service:
     # an API_URL would be another server's
     environment.pop("PREFECT_API_URL", None)
     environment.setdefault("PREFECT_API_DATABASE_CONNECTION_URL", prefect_database())
-    environment.setdefault("PREFECT_SERVER_API_KEEPALIVE_TIMEOUT", str(KEEP_ALIVE_SECONDS))
     environment.setdefault("PREFECT_UI_API_URL", f"{servers.prefect_page}/api")
     # Prefect lets any web page that a browser of this machine shows call it, loopback or not
     environment.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", ",".join(own_origins(servers)))

@@ -13,6 +13,7 @@ from flows.runners import Engine, engine, require_engine
 from flows.specialize import specialize_flow
 from tasks.artifacts import write_atomically
 from tasks.config import Recipe
+from tasks.crashed import without_mark
 from tasks.embedded import embedded_prefect
 from tasks.errors import RecipeError
 from tasks.fleet import Fleet
@@ -86,7 +87,8 @@ def fleet_flow(
                 share(recipes.values())
             outcomes = _run(where, fleet, recipes, folder, run, told)
         report = fleet_report(fleet.name, outcomes, together, folder, where.workers, started)
-        report = track_fleet(report, needed_by(outcomes), run, folder)
+        with without_mark():
+            report = track_fleet(report, needed_by(outcomes), run, folder)
 
     show_fleet(report)
     if any(row["error"] for row in report["members"]):

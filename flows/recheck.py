@@ -7,6 +7,7 @@ from typing import Any, Literal
 from prefect import flow
 
 from flows.respecialize import respecialize_flow
+from tasks.crashed import without_mark
 from tasks.decision import record, record_action, recorded, say, show
 from tasks.embedded import embedded_prefect
 from tasks.errors import UserError
@@ -59,7 +60,8 @@ def _recheck(
 ) -> dict[str, Any]:
     with recorded(champion) as run:
         report = examine(champion, labelled, unlabelled)
-        page = record(run, report)
+        with without_mark():
+            page = record(run, report)
         say(report)
         acted = _act(report, act)
         if acted is not None:

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from tasks.crashed import without_mark
 from tasks.errors import RecipeError, UserError
 from tasks.progress import watching
 from tasks.worker_hosts import Sender, look, require_fit, sender
@@ -135,7 +136,7 @@ class OnWorkers:
         # made here and not by a decorator: workers then import the function by its name
         name = work.__name__.replace("_", " ")
         task = Task(work, name=name, task_run_name=title, cache_policy=NO_CACHE)
-        with dask.annotate(resources={GPU: 1} if gpu else {}):
+        with dask.annotate(resources={GPU: 1} if gpu else {}), without_mark():
             return self._runner.submit(task, arguments)
 
     def as_done(self, handles: Iterable[Handle]) -> Iterator[Handle]:

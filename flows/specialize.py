@@ -10,6 +10,7 @@ from prefect import flow
 
 from flows.chain import begin, make
 from tasks.config import Recipe
+from tasks.crashed import without_mark
 from tasks.embedded import embedded_prefect
 from tasks.from_sweep import read_sweep
 from tasks.home import home, require_writable
@@ -50,7 +51,8 @@ def specialize_flow(
                 verified = spread(recipe, verified, *(other.verified for other in others))
             kept = kept_rows(begun.leaked, begun.data.metrics["test"]["n"])
             end = (stages, folder, started, kept, front)
-            report = track(recipe, run, begun.data, made.specialist, verified, *end)
+            with without_mark():
+                report = track(recipe, run, begun.data, made.specialist, verified, *end)
 
     show_pages(recipe, report, folder)
     return report

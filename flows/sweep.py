@@ -12,6 +12,7 @@ from flows.chain import begin
 from flows.family import make_family
 from flows.runners import engine, require_engine
 from tasks.config import Recipe
+from tasks.crashed import without_mark
 from tasks.embedded import embedded_prefect
 from tasks.home import home, require_writable
 from tasks.outputs import result_folder
@@ -47,7 +48,8 @@ def sweep_flow(
         with engine(workers, scheduler) as where, tracked(recipe, "sweep") as run:
             with where.sent_from(folder, shared=True) as told:
                 family, compared = make_family(recipe, begun, where, told)
-            report = track_sweep(recipe, run, compared, stages, folder, family.ways, started)
+            with without_mark():
+                report = track_sweep(recipe, run, compared, stages, folder, family.ways, started)
 
     show_sweep(recipe, report, folder)
     return report

@@ -17,6 +17,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
 from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
+from prefect.context import TagsContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Crashed
 
@@ -46,6 +47,19 @@ def owned_flow_runs() -> Iterator[None]:
     mark_crashed(folder)
     name = uuid.uuid4().hex[:8]
     with locked(folder / name), tags(f"{_TAG}{name}"):
+        yield
+
+
+@contextmanager
+def without_mark() -> Iterator[None]:
+    """Tasks that are called inside the block do not inherit the mark of `owned_flow_runs`.
+
+    They are found by their flow run. For every tag of a task Prefect asks its server for limits
+    before the task begins; over SQLite that request often meets the server's own writing of the
+    task before, and is tried again two seconds later.
+    """
+    kept = {tag for tag in TagsContext.get().current_tags if not tag.startswith(_TAG)}
+    with TagsContext(current_tags=kept):
         yield
 
 

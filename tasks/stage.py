@@ -228,10 +228,13 @@ class Stage:
     ) -> Artifact:
         # Prefect remembers that a key was computed; whether its folder is still whole it cannot
         # know, so a hit without an intact folder is refreshed.
+        from tasks.crashed import without_mark
+
         task = self.task.with_options(
             result_storage=home() / "results", refresh_cache=known is None
         )
-        return task(recipe, inputs, key, title)
+        with without_mark():
+            return task(recipe, inputs, key, title)
 
     def __call__(self, recipe: Recipe, *inputs: Artifact, title: str | None = None) -> Artifact:
         """Run as a Prefect task of the current flow, or reuse what an earlier run published."""

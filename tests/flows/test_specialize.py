@@ -171,6 +171,8 @@ def test_mlflow_holds_one_run_with_a_nested_one_a_stage(run: Run) -> None:
 
 def test_prefect_and_mlflow_name_each_other(run: Run) -> None:
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.client.schemas.sorting import TaskRunSort
 
     from tasks.embedded import embedded_prefect
 
@@ -181,6 +183,13 @@ def test_prefect_and_mlflow_name_each_other(run: Run) -> None:
         assert flow_run.state is not None and flow_run.state.is_completed()
         wanted = {"flow_runs": {"id": {"any_": [str(flow_run.id)]}}}
         response = client.request("POST", "/artifacts/filter", json=wanted)
+        asked = FlowRunFilter.model_validate({"id": {"any_": [str(flow_run.id)]}})
+        order = TaskRunSort.ID_DESC
+        task_runs = client.read_task_runs(flow_run_filter=asked, sort=order, limit=50)
+    # the flow run is marked as its process's; a task with a tag would be asked for limits, which
+    # costs two seconds where SQLite is written to meanwhile
+    assert any(tag.startswith("winnow-process-") for tag in flow_run.tags)
+    assert task_runs and not any(each.tags for each in task_runs)
     found = {artifact["key"]: artifact for artifact in response.json()}
     assert set(found) >= {"tiny-models", "tiny-card", "tiny-tradeoff", "tiny-mlflow"}
     assert run.report["mlflow"]["run_id"] in str(found["tiny-mlflow"]["data"])

@@ -1,25 +1,27 @@
 """SIGKILL at random moments, run again: is the end the same, and what was lost?
 
-A recipe is run once without a break. Then, N times: a home of its own, the same command, SIGKILL
-at a moment drawn evenly over the run's length, and the same command again. Compared are the digest
-of what is served, the digest of every artifact, which finished stages were made again (their
+A recipe is run once without a break. Then runs of it, each in a home of its own, are killed and
+begun again until they end: the time from every beginning to the next kill is exponential, so that
+any moment of a run, or of its resumption, is as likely as any other. Compared are the digest of
+what is served, the digest of every artifact, which finished stages were made again (their
 manifests are other files then), the seconds of work that had to be repeated, and what the killed
 processes left behind: MLflow and Prefect runs that call themselves running, files, processes.
 
-Even trials kill the run and its embedded Prefect server, odd ones the run alone: the server has to
-notice. Only what is measured in time may differ between two runs of a recipe, so that the sizes
-are planned with a profile made beforehand and the form of the INT8 graphs is fixed; `verify` holds
-times, and may say of itself that the host was too busy (it is then made again, as ever).
+One kill in two takes the run and its embedded Prefect server, the other the run alone: the server
+has to notice. Only what is measured in time may differ between two runs of a recipe, so that the
+sizes are planned with a profile made beforehand and the form of the INT8 graphs is fixed; `verify`
+holds times, and may say of itself that the host was too busy (it is then made again, as ever).
 
-    python benchmarks/crash.py --kills 50 --workers 12 --work .winnow/crash --out crash.jsonl
+    python benchmarks/crash.py --kills 50 --workers 2 --work .winnow/crash --out crash.jsonl
 
-Trials that --out already tells of are not run again, and --minutes stops beginning new ones.
+Runs that --out already tells of are not made again, and --minutes stops beginning new ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -84,20 +86,20 @@ class Run:
 
 
 def main() -> None:
-    """Run the trials that are missing, then print the table."""
+    """Make the runs that are missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default=str(ROOT / "recipes" / "intents.yaml"))
     parser.add_argument("--set", action="append", default=[], dest="changes", metavar="A.B=VALUE")
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--workers", type=int, default=1, help="trials side by side")
+    parser.add_argument("--kills", type=int, default=50, help="at least; the last runs end as well")
+    parser.add_argument("--workers", type=int, default=1, help="runs side by side")
     parser.add_argument(
-        "--stretch", type=float, default=1.0, help="how much longer a run is beside the others"
+        "--gap", type=float, help="mean seconds to the next kill; left out: a third of a whole run"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path(".winnow/crash"), help="scratch folder")
-    parser.add_argument("--out", type=Path, default=Path("crash.jsonl"), help="a line a trial")
-    parser.add_argument("--minutes", type=float, default=1e9, help="begin no trial after these")
-    parser.add_argument("--keep", action="store_true", help="keep every trial's home")
+    parser.add_argument("--out", type=Path, default=Path("crash.jsonl"), help="a line a run")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after these")
+    parser.add_argument("--keep", action="store_true", help="keep every run's home")
     asked = parser.parse_args()
     end = time.monotonic() + 60 * asked.minutes
     asked.work, asked.recipe = asked.work.absolute(), str(Path(asked.recipe).absolute())
@@ -106,21 +108,25 @@ def main() -> None:
     command = ["specialize", asked.recipe, *(x for change in changes for x in ("--set", change))]
     whole = reference(command, asked.work)
     rows = [json.loads(x) for x in asked.out.read_text().splitlines()] if asked.out.exists() else []
-    known = {row["trial"] for row in rows}
-    writing = threading.Lock()
+    known, writing = {row["run"] for row in rows}, threading.Lock()
+    waiting = iter(number for number in itertools.count() if number not in known)
 
-    def one(trial: int) -> None:
-        if time.monotonic() > end:
-            return
-        row = attempt(trial, command, whole, asked)
-        with writing, asked.out.open("a", encoding="utf-8") as stream:
-            rows.append(row)
-            stream.write(json.dumps(row) + "\n")
-        print(json.dumps(row), flush=True)
+    def work() -> None:
+        while time.monotonic() < end:
+            with writing:
+                if sum(len(row["kills"]) for row in rows) >= asked.kills:
+                    return
+                number = next(waiting)
+            row = killed_run(number, command, whole, asked)
+            with writing, asked.out.open("a", encoding="utf-8") as stream:
+                rows.append(row)
+                stream.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
 
     with ThreadPoolExecutor(asked.workers) as pool:
-        list(pool.map(one, [trial for trial in range(asked.kills) if trial not in known]))
-    text = table(sorted(rows, key=lambda row: row["trial"]), whole)
+        for each in [pool.submit(work) for _ in range(asked.workers)]:
+            each.result()
+    text = table(rows, whole)
     asked.out.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
 
@@ -160,60 +166,68 @@ def reference(command: list[str], work: Path) -> dict[str, Any]:
     return found
 
 
-def attempt(
-    trial: int, command: list[str], whole: dict[str, Any], asked: argparse.Namespace
+def killed_run(
+    number: int, command: list[str], whole: dict[str, Any], asked: argparse.Namespace
 ) -> dict[str, Any]:
-    """Kill once, run again, compare."""
-    chance = random.Random(f"{asked.seed} {trial}")
-    home = asked.work / f"trial-{trial}"
-    alone = trial % 2 == 1
-    length = asked.stretch * whole["seconds"]
+    """Begin, kill and begin again until a run ends; compare its end."""
+    chance = random.Random(f"{asked.seed} {number}")
+    home, gap = asked.work / f"run-{number}", asked.gap or whole["seconds"] / 3
+    shutil.rmtree(home, ignore_errors=True)
+    kills: list[dict[str, Any]] = []
+    made: list[dict[str, int]] = []
     while True:
-        shutil.rmtree(home, ignore_errors=True)
-        moment = chance.uniform(0, length)
+        known = kept_seconds(home)
         run = begin(command, home)
+        moment, alone = chance.expovariate(1 / gap), (number + len(kills)) % 2 == 1
         tree = killed(run, moment, alone)
-        if tree:
+        if not tree:
             break
-        length = moment  # it had ended: this machine is faster than it was for the reference
-    title, since = run.stage_at(moment)
-    left = [pid for pid in tree if not gone(pid, patience=20.0)]
-    before = manifests(home)
-    spent = moment - since if title not in (BEFORE, BETWEEN, AFTER) else 0.0
-    kept = sum(Partial(path).spent for path in home.glob(f"store/*/{FOLDER}*"))
-    row = {
-        "trial": trial,
-        "moment": round(moment, 2),
-        "alone": alone,
-        "stage": title,
-        "spent_s": round(spent, 2),
-        "kept_s": round(min(kept, spent), 2),
-        "lost_s": round(max(spent - kept, 0.0), 2),
-        "finished_before": len(before),
-        "after_kill": states(home),
-        "processes_left": len(left),
-    }
-    for pid in left:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    again = begin(command, home)
-    code = finished(again)
-    after = manifests(home)
+        left = [pid for pid in tree if not gone(pid, patience=20.0)]
+        kills.append(lost(run, moment, home, known) | {"alone": alone, "processes_left": len(left)})
+        made.append(manifests(home))
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    code, after = finished(run), manifests(home)
+    for kill, before in zip(kills, made, strict=True):
+        kill["recomputed"] = sorted(name for name, inode in before.items() if after[name] != inode)
     differ = {name.partition("/")[0] for name in set(artifacts(home)) ^ set(whole["artifacts"])}
-    row |= {
+    row = {
+        "run": number,
+        "kills": kills,
         "exit": code,
-        "resumed_s": round(again.lines[-1][0], 2) if again.lines else 0.0,
-        "recomputed": sorted(name for name, number in before.items() if after[name] != number),
         "equal": served(home) == whole["served"],
         "artifacts_differ": sorted(differ),
-        "after_resume": states(home),
+        "after": states(home),
         "files_left": sorted(set(leftovers(home)) - set(whole["files_left"])),
     }
     if code not in ENDED:
-        row["said"] = [line for _, line in again.lines[-5:]]
+        row["said"] = [line for _, line in run.lines[-5:]]
     if not asked.keep:
         shutil.rmtree(home, ignore_errors=True)
     return row
+
+
+def lost(run: Run, moment: float, home: Path, known: dict[Path, float]) -> dict[str, Any]:
+    """Where a kill came, and how much of that stage's work nobody had kept."""
+    title, since = run.stage_at(moment)
+    spent = moment - since if title not in (BEFORE, BETWEEN, AFTER) else 0.0
+    # what an earlier beginning of the stage had kept does not count again
+    kept = sum(x - known.get(path, 0.0) for path, x in kept_seconds(home).items())
+    return {
+        "moment": round(moment, 2),
+        "stage": title,
+        "spent_s": round(spent, 2),
+        "kept_s": round(kept, 2),
+        "lost_s": round(max(spent - kept, 0.0), 2),
+        "finished_before": len(manifests(home)),
+        "after_kill": states(home),
+    }
+
+
+def kept_seconds(home: Path) -> dict[Path, float]:
+    """Seconds of work that unfinished stages have kept."""
+    return {path: Partial(path).spent for path in home.glob(f"store/*/{FOLDER}*")}
 
 
 def begin(command: list[str], home: Path) -> Run:
@@ -371,43 +385,49 @@ def leftovers(home: Path) -> list[str]:
     return sorted(path.relative_to(home).as_posix() for path in found)
 
 
-def table(rows: list[dict[str, Any]], whole: dict[str, Any]) -> str:
+def table(runs: list[dict[str, Any]], whole: dict[str, Any]) -> str:
     """Markdown of what was lost, and the counts."""
+    rows = [kill | {"run": run} for run in runs for kill in run["kills"]]
     lines = [
         "| killed in | kills | spent there, s | lost, s (mean) | lost, s (most) |",
         "|---|---|---|---|---|",
     ]
     for stage in dict.fromkeys(row["stage"] for row in sorted(rows, key=lambda r: r["moment"])):
         inside = [row for row in rows if row["stage"] == stage]
-        lost = [row["lost_s"] for row in inside]
+        gone_s = [row["lost_s"] for row in inside]
         spent = sum(row["spent_s"] for row in inside) / len(inside)
-        mean = sum(lost) / len(lost)
-        lines.append(f"| {stage} | {len(inside)} | {spent:.1f} | {mean:.1f} | {max(lost):.1f} |")
+        mean = sum(gone_s) / len(gone_s)
+        lines.append(f"| {stage} | {len(inside)} | {spent:.1f} | {mean:.1f} | {max(gone_s):.1f} |")
     n = len(rows)
 
-    def total(when: str, what: str) -> int:
-        return sum(row[when][what] for row in rows)
+    def left(what: str) -> tuple[int, int]:
+        by_kills = sum(row["after_kill"][what] > 0 for row in rows)
+        return by_kills, sum(run["after"][what] for run in runs)
 
-    def kills(test: Any) -> int:
-        return sum(bool(test(row)) for row in rows)
-
+    mlflow, flows = left("mlflow_running"), left("prefect_flows")
+    tasks = left("prefect_tasks")
+    most = max((len(run["kills"]) for run in runs), default=0)
     lines += [
         "",
-        f"The run without a break: {whole['seconds']:.0f} s, {whole['stages']} stages made.",
+        f"The run without a break: {whole['seconds']:.0f} s, {whole['stages']} stages made. "
+        f"{n} kills in {len(runs)} runs (at most {most} of one run); "
+        f"{sum(row['alone'] for row in rows)} of the run alone, the others of its server too.",
         "",
-        f"equal final digest: {kills(lambda row: row['equal'])} of {n}",
+        f"equal final digest: {sum(row['run']['equal'] for row in rows)} of {n} kills, "
+        f"{sum(run['equal'] for run in runs)} of {len(runs)} runs",
+        f"every artifact equal: {sum(not run['artifacts_differ'] for run in runs)} of {len(runs)} "
+        "runs",
         f"finished stages recomputed: {sum(len(row['recomputed']) for row in rows)}",
-        f"every artifact equal: {kills(lambda row: not row['artifacts_differ'])} of {n}",
         f"seconds lost a kill: {sum(row['lost_s'] for row in rows) / max(n, 1):.1f} on average, "
         f"{max((row['lost_s'] for row in rows), default=0.0):.1f} at most",
-        f"MLflow runs left RUNNING: {total('after_kill', 'mlflow_running')} by the kills, "
-        f"{total('after_resume', 'mlflow_running')} after the next run",
-        f"Prefect flow runs left unfinished: {total('after_kill', 'prefect_flows')} by the kills, "
-        f"{total('after_resume', 'prefect_flows')} after the next run; task runs "
-        f"{total('after_kill', 'prefect_tasks')} and {total('after_resume', 'prefect_tasks')}",
-        f"registered versions: {total('after_resume', 'mlflow_versions')} in {n} homes",
+        f"kills after which an MLflow run called itself RUNNING: {mlflow[0]}; at the end: "
+        f"{mlflow[1]}",
+        f"the same of Prefect's flow runs: {flows[0]}; at the end: {flows[1]}; of its task runs: "
+        f"{tasks[0]} and {tasks[1]}",
+        f"registered versions: {sum(run['after']['mlflow_versions'] for run in runs)} in "
+        f"{len(runs)} homes",
         f"processes left: {sum(row['processes_left'] for row in rows)}",
-        f"files left: {sum(len(row['files_left']) for row in rows)}",
+        f"files left: {sum(len(run['files_left']) for run in runs)}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -30,6 +30,7 @@ class LadderSettings:
 
     sparsity: float
     pattern: str
+    method: str  # of compression.pruners
     rungs: tuple[float, ...] | None
     rel_damp: float
     rows_per_column: float | None
@@ -108,6 +109,7 @@ def climb(
             segments,
             calibration,
             zeros,
+            method=settings.method,
             pattern=settings.pattern,
             rel_damp=settings.rel_damp,
             rows_per_column=settings.rows_per_column,

@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from compression.hessian import HessianAccumulator, factorise, layer_loss
+from compression.hessian import HessianAccumulator
 from compression.keeping import Keeper, walk_on
 from compression.layers import Layer, as_layer, mask_as_weight, matrix_of, store
 from compression.masks import MaskRule, NofM, Unstructured, parse_pattern
-from compression.refine import refine
+from compression.problem import LayerProblem
+from compression.pruners import METHODS
 from compression.sequential import Batch, Progress, SegmentLike
-from compression.sweep import sweep
 
 
 def zeros_of(layer: nn.Module) -> Tensor:
@@ -34,6 +34,7 @@ def prune_layers(
     calibration: Callable[[], Iterable[Batch]],
     zeros: Mapping[str, int],
     *,
+    method: str = "sweep",
     pattern: str = "unstructured",
     rel_damp: float = 0.01,
     rows_per_column: float | None = None,
@@ -45,43 +46,29 @@ def prune_layers(
     Args:
         zeros: zeros a layer; a layer asked for 0 is left as it is. With an N:M ``pattern`` the
             pattern decides and a positive entry only says that the layer takes part.
+        method: one of :data:`compression.pruners.METHODS`.
         keeper: where finished segments are kept; None keeps nothing.
 
     Returns:
         kept weights a layer (bool, the weight's shape) and the loss 1/2 tr(dW H dW^T) a layer.
     """
-    ratio = parse_pattern(pattern)
+    ratio, solve = parse_pattern(pattern), METHODS.load(method)
     wanted = [name for name, count in zeros.items() if count > 0]
     kept: dict[str, Tensor] = {}
     losses: dict[str, float] = {}
 
     def visit(name: str, layer: Layer, accumulator: HessianAccumulator) -> None:
-        assert accumulator.hessian is not None
-        weight = matrix_of(layer)
-        held = weight == 0
+        problem = LayerProblem.of(name, layer, accumulator, rel_damp)
+        held = problem.weight == 0
         rule: MaskRule
         if ratio is None:
             rule = Unstructured(max(zeros[name], int(held.sum())), held)
         else:
             rule = NofM(*ratio, held)
-        factor = factorise(
-            accumulator.hessian, rel_damp=rel_damp, layer=name, samples=accumulator.samples
-        )
-        bias = None
-        if layer.bias is not None:
-            bias = layer.bias.detach().reshape(weight.shape[:2])
-        swept = sweep(weight, factor, rule, bias=bias)
-        start, original, free = swept.weight, weight.to(swept.weight.dtype), swept.kept
-        if bias is not None and swept.bias is not None:
-            start = torch.cat([start, swept.bias[..., None]], dim=-1)
-            original = torch.cat([original, bias.to(start.dtype)[..., None]], dim=-1)
-            free = torch.cat([free, torch.ones_like(free[..., :1])], dim=-1)
-        original = original.masked_fill(factor.dead[:, None], 0.0)  # unused inputs stay at zero
-        solved = refine(start, original, factor.damped, free)
-        columns = weight.shape[-1]
-        store(layer, solved[..., :columns], solved[..., columns] if bias is not None else None)
-        kept[name] = mask_as_weight(layer, swept.kept)
-        losses[name] = float(layer_loss(solved - original, factor.damped))
+        solved = solve(problem, rule)
+        store(layer, solved.weight, solved.bias)
+        kept[name] = mask_as_weight(layer, solved.kept)
+        losses[name] = problem.loss(solved)
 
     walk_on(
         model,

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from compression.errors import CompressionError
 from compression.grids import BlockwiseGrid, Grid, block_grid, row_grid
-from compression.hessian import HessianAccumulator, factorise
+from compression.hessian import HessianAccumulator
 from compression.keeping import Keeper, walk_on
-from compression.layers import Layer, mask_as_weight, matrix_of, store
-from compression.masks import Fixed
+from compression.layers import Layer, mask_as_weight, store
+from compression.problem import LayerProblem
+from compression.rounders import METHODS
 from compression.sequential import Batch, Progress, SegmentLike
-from compression.sweep import sweep
 
 
 def quantize_weights(
@@ -23,6 +23,7 @@ def quantize_weights(
     calibration: Callable[[], Iterable[Batch]],
     layers: Collection[str],
     *,
+    method: str = "gptq",
     bits: int = 8,
     block: int | None = None,
     rel_damp: float = 0.01,
@@ -36,6 +37,7 @@ def quantize_weights(
     zeros in the integers; the bias takes up the mean shift.
 
     Args:
+        method: one of :data:`compression.rounders.METHODS`.
         bits: 8, or 4 for weights that are stored so and computed with in float (Linear only).
         block: columns that share a scale; None for one scale a row. 4 bits need blocks (32).
         keeper: where finished segments are kept; None keeps nothing.
@@ -49,27 +51,22 @@ def quantize_weights(
         CompressionError: blocks asked of a convolution.
     """
     grids: dict[str, tuple[Tensor, Tensor]] = {}
+    solve = METHODS.load(method)
 
     def visit(name: str, layer: Layer, accumulator: HessianAccumulator) -> None:
-        assert accumulator.hessian is not None
-        weight = matrix_of(layer)
+        problem = LayerProblem.of(name, layer, accumulator, rel_damp)
+        weight, dtype = problem.weight, problem.hessian.dtype
         if block is not None and not isinstance(layer, nn.Linear):
             raise CompressionError(
                 f"layer {name!r}: a scale for every {block} columns is for Linear layers; "
                 f"{type(layer).__name__} takes one a row"
             )
-        factor = factorise(
-            accumulator.hessian, rel_damp=rel_damp, layer=name, samples=accumulator.samples
-        )
         grid: Grid | BlockwiseGrid
         if block is None:
-            grid = row_grid(weight.to(factor.upper.dtype), bits=bits)
+            grid = row_grid(weight.to(dtype), bits=bits)
         else:
-            grid = BlockwiseGrid(weight.to(factor.upper.dtype), bits=bits, block=block)
-        bias = None
-        if layer.bias is not None:
-            bias = layer.bias.detach().reshape(weight.shape[:2])
-        result = sweep(weight, factor, Fixed(weight != 0), grid=grid, bias=bias)
+            grid = BlockwiseGrid(weight.to(dtype), bits=bits, block=block)
+        result = solve(problem, weight != 0, grid)
         integers = grid.integers(result.weight).to(torch.int8)
         store(layer, integers * grid.spread(weight.shape[-1]).float(), result.bias)
         scale = grid.scale.float().squeeze(0) if block else grid.scale.float().reshape(-1)

@@ -18,6 +18,7 @@ import functools
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -128,6 +129,8 @@ def code_digest(module: str, root: Path = ROOT) -> str:
 def import_closure(module: str, root: Path = ROOT) -> dict[str, Path]:
     """Modules within the rooms that `module` imports, directly or not, at any level of the file.
 
+    Those that a registry names in a string count as imported, whichever is chosen.
+
     A package's `__init__` counts as soon as anything inside the package is imported.
     """
     found: dict[str, Path] = {}
@@ -168,6 +171,7 @@ def _imports(name: str, path: Path, root: Path) -> list[str]:
 
 # an import: how many packages up it starts, what it imports from, the names it takes from there
 _Import = tuple[int, str, tuple[str, ...]]
+_MODULE = re.compile(r"(models|compression|exports)(\.\w+)+")
 
 
 def _looked_at(path: Path) -> tuple[str, tuple[_Import, ...]]:
@@ -186,4 +190,7 @@ def _read(path: Path, *_: int) -> tuple[str, tuple[_Import, ...]]:
         elif isinstance(node, ast.ImportFrom):
             names = tuple(alias.name for alias in node.names)
             found.append((node.level, node.module or "", names))
+        elif isinstance(node, ast.Constant) and _MODULE.fullmatch(str(node.value)):
+            # a registry's modules are imported by the names that it lists
+            found.append((0, str(node.value), ()))
     return hashlib.sha256(content).hexdigest(), tuple(found)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from tasks.section import Amount, Count, Section, rising_speeds
+from compression import pruners, rounders
+from tasks.section import Amount, Count, OneOf, Section, rising_speeds
 
 Kind = Literal["heads", "neurons", "channels", "blocks", "vocabulary"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -30,8 +31,10 @@ class Teacher(Section):
 class Prune(Section):
     """Task-aware layer-wise pruning."""
 
-    method: Literal["sweep"] = Field(
-        "sweep", description="sweep: the column sweep with error feedback (SparseGPT's form)."
+    method: Annotated[str, OneOf(pruners.METHODS)] = Field(
+        "sweep",
+        description="How a layer is solved; sweep: the column sweep with error feedback, in "
+        "SparseGPT's form. The others are baselines (docs/methods.md).",
     )
     sparsity: float | None = Field(
         None,
@@ -210,6 +213,11 @@ class Quantize(Section):
     )
     activation: Literal["auto", "uint8", "int8"] = Field(
         "auto", description="Type of INT8 activations; auto: the faster one here."
+    )
+    method: Annotated[str, OneOf(rounders.METHODS)] = Field(
+        "gptq",
+        description="How weights are brought onto their grid; gptq: the column sweep with "
+        "rounding. The others are baselines (docs/methods.md).",
     )
     keep_float: KeepFloat = Field(
         default=KeepFloat.model_validate({}),

@@ -58,6 +58,7 @@ def prune(
         settings=LadderSettings(
             sparsity=recipe.sparsity,
             pattern=recipe.prune.pattern,
+            method=recipe.prune.method,
             rungs=(recipe.sparsity,),
             rel_damp=recipe.prune.rel_damp,
             rows_per_column=recipe.prune.rows_per_column,

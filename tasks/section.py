@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    field_validator,
+)
+from pydantic_core import core_schema
 
+from compression.registry import Registry
 from tasks.fences import is_one_line
 from tasks.secrets import holds_secret
 
 # Far above what any run can take: a slip of the keyboard is told at once, not after a night.
 Count = Annotated[int, Field(le=100_000_000)]
 Amount = Annotated[float, Field(le=1_000_000_000)]
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Marks a text that names a method of a registry: checked here, a list to choose from in forms.
+
+    ``method: Annotated[str, OneOf(pruners.METHODS)]``
+    """
+
+    methods: Registry
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self.methods.require, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "enum": list(self.methods)}
 
 
 class Section(BaseModel):

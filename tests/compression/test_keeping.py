@@ -249,6 +249,7 @@ def test_a_ladder_of_two_rungs(make: Any, tmp_path: Path) -> None:
             settings=LadderSettings(
                 sparsity=0.75,
                 pattern="unstructured",
+                method="sweep",
                 rungs=(0.5, 0.75),
                 rel_damp=0.01,
                 rows_per_column=None,

@@ -140,7 +140,8 @@ def run_ladder(net, batches, sparsity=0.75, steps=60, **changes):
         return (x[index],), torch.full((32,), UNLABELLED)
 
     settings = LadderSettings(
-        sparsity=sparsity, pattern="unstructured", rungs=None, rel_damp=0.01, rows_per_column=None,
+        sparsity=sparsity, pattern="unstructured", method="sweep", rungs=None, rel_damp=0.01,
+        rows_per_column=None,
         recovery=recovery(steps, **changes),
     )  # fmt: skip
     seen = {}

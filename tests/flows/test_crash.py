@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of a tiny run: benchmarks/crash.py with three kills."""
+"""SIGKILL at random moments of a tiny run: benchmarks/crash.py with three kills or more."""
 
 from __future__ import annotations
 
@@ -26,19 +26,15 @@ def test_three_kills_change_nothing(
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert sorted(row["trial"] for row in rows) == [0, 1, 2]
+    assert sum(len(row["kills"]) for row in rows) >= 3
     for row in rows:
         assert row["exit"] in (0, 3, 4), row
         assert row["equal"] and row["artifacts_differ"] == [], row
-        assert row["recomputed"] == [] and row["processes_left"] == 0, row
         assert row["files_left"] == [], row
-        running = {name: n for name, n in row["after_resume"].items() if name != "mlflow_versions"}
+        for kill in row["kills"]:
+            assert kill["recomputed"] == [] and kill["processes_left"] == 0, row
+        running = {name: n for name, n in row["after"].items() if name != "mlflow_versions"}
         assert set(running.values()) == {0}, row
-        assert row["after_resume"]["mlflow_versions"] == 1, row
-    for line in (
-        "equal final digest: 3 of 3",
-        "finished stages recomputed: 0",
-        "every artifact equal: 3 of 3",
-    ):
-        assert line in done.stdout
+        assert row["after"]["mlflow_versions"] == 1, row
+    assert "finished stages recomputed: 0" in done.stdout
     assert out.with_suffix(".md").read_text() in done.stdout

@@ -21,6 +21,8 @@ _WRITTEN = (".csv", ".jsonl")
 _MARKS = {".csv": ",", ".tsv": "\t"}
 # csv's own limit (128 kB) is less than an image as base64 text
 _LONGEST_CELL = 2**31 - 1
+# of a Parquet file: real columns that repeat themselves unfold to hundreds of times their size
+_UNFOLDED_BYTES, _UNFOLDED_TIMES = 1_000_000_000, 1_000
 _LONGEST_FILE_NAME = 200  # bytes; what file systems take, less a temporary name's ending
 Row = dict[str, Any]
 
@@ -79,13 +81,28 @@ class Table:
     def _parquet(self) -> Iterator[Row]:
         import pyarrow as pa
 
-        file = self._opened()
         try:
+            self._require_sane()
+            file = self._opened()
             # few at once: a dictionary can make a megabyte of every row
             for batch in file.iter_batches(batch_size=128, use_threads=False):
                 yield from batch.to_pylist()
         except pa.ArrowException as error:
             raise DataError(f"{self.path}: damaged Parquet ({first_line(error)})") from None
+
+    def _require_sane(self) -> None:
+        """Refuse a small file that unfolds to what nobody could mean, before a row is used."""
+        size = self.path.stat().st_size
+        total, most = 0, max(_UNFOLDED_BYTES, _UNFOLDED_TIMES * size)
+        for batch in self._opened().iter_batches(batch_size=128, use_threads=False):
+            for column in batch.columns:
+                folded = hasattr(column, "dictionary_decode")
+                total += (column.dictionary_decode() if folded else column).nbytes
+            if total > most:
+                raise DataError(
+                    f"{self.path}: {size:,} bytes that unfold to more than {most / 1e9:.1f} GB; "
+                    "give a damaged file anew, one that is meant so as .jsonl"
+                )
 
     def _opened(self) -> Any:
         # pyarrow takes half a second to import, and only this kind of file needs it

@@ -26,6 +26,7 @@ from tasks.errors import DataError, RecipeError
 from tasks.fences import MAX_COLUMNS, MAX_TEXT, inside
 from tasks.outputs import result_folder
 from tasks.sources import Source, read_source
+from tasks.tables import Table
 
 ROOT = Path(__file__).parents[2]
 
@@ -199,6 +200,20 @@ def test_a_dictionary_that_unfolds_to_a_terabyte_takes_a_gigabyte_at_most(tmp_pa
     told, peak_mb = done.stdout.splitlines()
     assert "unfolds to more than 0.5 GB" in told
     assert int(peak_mb) < 2500
+
+
+def test_rows_to_predict_must_not_unfold_either(tmp_path: Path) -> None:
+    """Found by benchmarks/bad_input.py: every cell is short enough, all together are 180 GB."""
+    long = pa.DictionaryArray.from_arrays(
+        pa.array([0] * 200_000, pa.int32()), pa.array(["x" * 900_000])
+    )
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(pa.table({"text": long}), path)
+    rows = Table(path).rows()
+    with pytest.raises(DataError, match=r"bytes that unfold to more than 1\.0 GB; give a damaged"):
+        next(rows)
+    pq.write_table(pa.table({"text": ["the same text"] * 100_000}), path)
+    assert sum(1 for _ in Table(path).rows()) == 100_000
 
 
 def test_a_text_of_more_than_a_book_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ MAX_NAME = 1000  # characters of a class's name
 MAX_COLUMNS = 4096  # of a table; reading takes time and memory by the column
 MAX_IMAGE_BYTES = 500_000_000  # of one encoded image; 100 megapixels without compression are 300 MB
 _SHARE_OF_MEMORY = 0.5  # what one source may take of the machine's
+_SHARE_OF_FREE = 0.8
+_UNFOLDED_TIMES = 1_000
 _GIGABYTE = 1e9
 
 
@@ -61,18 +63,39 @@ def is_one_line(text: str) -> bool:
     )
 
 
+def require_folded(total: int, size: int, where: str) -> None:
+    """Raise `DataError` where a file of `size` bytes unfolds to a `total` that nobody could mean.
+
+    Real columns that repeat themselves unfold to hundreds of times what they take in Parquet.
+    """
+    most = max(_GIGABYTE, _UNFOLDED_TIMES * size)
+    if total > most:
+        raise DataError(
+            f"{where}: {size:,} bytes that unfold to more than {most / _GIGABYTE:.1f} GB; give a "
+            "damaged file anew, one that is meant so as .jsonl"
+        )
+
+
 def room() -> int:
-    """How many bytes one source may take in memory: half of what this machine, or group, has."""
+    """How many bytes one source may take in memory: half of what this machine, or group, has.
+
+    At most what is free at the moment, so that two runs at once do not both take a half.
+    """
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):  # a container's own limit
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return int(total * _SHARE_OF_MEMORY)
+    most = int(total * _SHARE_OF_MEMORY)
+    with suppress(OSError, ValueError, StopIteration):  # not Linux
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(line for line in lines if line.startswith("MemAvailable:"))
+        most = min(most, int(_SHARE_OF_FREE * 1024 * int(free.split()[1])))
+    return most
 
 
 def require_room(needed: float, where: str) -> None:
     """Raise `DataError` where a source needs more memory than it may take."""
     if needed > room():
         raise DataError(
-            f"{where}: unfolds to more than {room() / _GIGABYTE:.1f} GB, half of this machine's "
-            "memory; give a part of it, or take a machine with more"
+            f"{where}: unfolds to more than {room() / _GIGABYTE:.1f} GB, what this machine can "
+            "spare; give a part of it, or take a machine with more memory"
         )

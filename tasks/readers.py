@@ -23,7 +23,7 @@ from datasets.utils.extract import Extractor
 
 from tasks.digests import IMAGE_SUFFIXES
 from tasks.errors import DataError, first_line
-from tasks.fences import MAX_COLUMNS, require_inside, require_room
+from tasks.fences import MAX_COLUMNS, require_folded, require_inside, require_room
 
 TABLES = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
 _CHUNK = 1 << 20
@@ -118,6 +118,7 @@ def _parquet(path: Path, where: str) -> Dataset:
         batches, total = [], 0
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
             total += batch.nbytes
+            require_folded(total, path.stat().st_size, where)
             require_room(total, where)
             batches.append(batch)
         table = pa.Table.from_batches(batches, file.schema_arrow)

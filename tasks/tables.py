@@ -14,15 +14,13 @@ from typing import IO, Any, Protocol
 
 from exports.columns import shows_image
 from tasks.errors import DataError, first_line
-from tasks.fences import there
+from tasks.fences import require_folded, there
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 _WRITTEN = (".csv", ".jsonl")
 _MARKS = {".csv": ",", ".tsv": "\t"}
 # csv's own limit (128 kB) is less than an image as base64 text
 _LONGEST_CELL = 2**31 - 1
-# of a Parquet file: real columns that repeat themselves unfold to hundreds of times their size
-_UNFOLDED_BYTES, _UNFOLDED_TIMES = 1_000_000_000, 1_000
 _LONGEST_FILE_NAME = 200  # bytes; what file systems take, less a temporary name's ending
 Row = dict[str, Any]
 
@@ -92,17 +90,10 @@ class Table:
 
     def _require_sane(self) -> None:
         """Refuse a small file that unfolds to what nobody could mean, before a row is used."""
-        size = self.path.stat().st_size
-        total, most = 0, max(_UNFOLDED_BYTES, _UNFOLDED_TIMES * size)
+        total, size = 0, self.path.stat().st_size
         for batch in self._opened().iter_batches(batch_size=128, use_threads=False):
-            for column in batch.columns:
-                folded = hasattr(column, "dictionary_decode")
-                total += (column.dictionary_decode() if folded else column).nbytes
-            if total > most:
-                raise DataError(
-                    f"{self.path}: {size:,} bytes that unfold to more than {most / 1e9:.1f} GB; "
-                    "give a damaged file anew, one that is meant so as .jsonl"
-                )
+            total += sum(_unfolded(column) for column in batch.columns)
+            require_folded(total, size, str(self.path))
 
     def _opened(self) -> Any:
         # pyarrow takes half a second to import, and only this kind of file needs it
@@ -113,6 +104,12 @@ class Table:
             return pq.ParquetFile(self.path)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.path}: not Parquet ({first_line(error)})") from None
+
+
+def _unfolded(column: Any) -> int:
+    """Bytes of a column of pyarrow, those of a dictionary as often as they are pointed at."""
+    folded = hasattr(column, "dictionary_decode")
+    return int((column.dictionary_decode() if folded else column).nbytes)
 
 
 class Writer(Protocol):

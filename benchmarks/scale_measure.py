@@ -292,12 +292,7 @@ def prefect_writer(server: Server) -> Callable[[], None]:
                 "payload": {},
             }
         ]  # fmt: skip
-        body = {
-            "flow_id": flow,
-            "flow_run_id": run,
-            "task_key": "t",
-            "dynamic_key": uuid.uuid4().hex,
-        }
+        body = {"flow_run_id": run, "task_key": "t", "dynamic_key": uuid.uuid4().hex}
         post(f"{server.url}/task_runs/", {**body, "state": {"type": "RUNNING"}})
         post(f"{server.url}/events", events)
 

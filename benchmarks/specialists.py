@@ -129,7 +129,7 @@ def score(job: dict[str, Any]) -> dict[str, Any]:
     model, teacher = (Artifact.model_validate(job.pop(key)) for key in ("model", "teacher"))
     graph = export.compute(recipe, data, model)
     test = load_split(data.folder / "test.parquet")
-    logits = logits_of({"model": graph.folder / "model.onnx"}, graph.folder, test.inputs)["model"]
+    logits = logits_of({"model": graph.folder}, test.inputs)["model"]
     right = logits.argmax(1) == np.array(test.labels)
     counts = census(graph.folder / "model.onnx", graph.json_file("prunable.json"))
     facts = {"teacher": teacher.sha256, "n": len(right), "accuracy": float(right.mean())}

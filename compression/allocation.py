@@ -46,6 +46,42 @@ def uniform(
     return {name: zeros.get(name, 0) for name in sizes}
 
 
+def settled(
+    wanted: Mapping[str, float],
+    *,
+    least: Mapping[str, int],
+    most: Mapping[str, int],
+    total: int,
+) -> dict[str, int]:
+    """Whole numbers near those wanted, within bounds, whose sum is ``total``.
+
+    What is missing goes to all in proportion to the room they have, what is too much comes from
+    all in proportion to what they have above their least.
+
+    Raises:
+        CompressionError: the bounds leave no such numbers.
+    """
+    if not sum(least[name] for name in wanted) <= total <= sum(most[name] for name in wanted):
+        raise CompressionError(
+            f"{total} zeros asked of layers that hold "
+            f"{sum(least[name] for name in wanted)} and have "
+            f"{sum(most[name] for name in wanted)} weights"
+        )
+    near = {name: min(max(x, least[name]), most[name]) for name, x in wanted.items()}
+    missing = total - sum(near.values())
+    room = {name: most[name] - x if missing > 0 else x - least[name] for name, x in near.items()}
+    part = missing / max(sum(room.values()), 1e-9)
+    exact = {name: x + part * room[name] for name, x in near.items()}
+    found = {name: min(max(math.floor(x), least[name]), most[name]) for name, x in exact.items()}
+    left = total - sum(found.values())
+    order = sorted(exact, key=lambda n: (found[n] - exact[n], n))
+    while left:
+        for name in [n for n in order if found[n] < most[n]][:left]:
+            found[name] += 1
+            left -= 1
+    return found
+
+
 def require_reachable(costs: Sequence[Sequence[float]], budget: float, name: str) -> None:
     """Raise UnreachableBudget where even the cheapest level of every item costs more."""
     least = sum(min(levels) for levels in costs)

@@ -1,31 +1,28 @@
 """The database of levels: every branch solved at every size, so that a model can be stitched.
 
-SPDY (Frantar and Alistarh 2022, arXiv 2201.13096, section 3) and ZipLM (arXiv 2302.04089) allocate
-over such a database: a layer's weights at each level are solved once, and any allocation is then a
-matter of copying. Here a level is a size of one residual branch; what it changes is the weight and
-bias of the layers that read the removed groups, which are kept in files, mapped when needed, so
-that memory does not grow with depth or with the number of levels.
+ZipLM (arXiv 2302.04089) allocates over such a database (`compression.database`). A level is a size
+of one residual branch; what it changes is the weight and bias of the layers that read the removed
+groups.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
+from compression.database import Database, Size, with_bias
 from compression.errors import CompressionError
+from compression.groups import Score
 from compression.hessian import HessianAccumulator, damp
 from compression.keeping import Keeper
-from compression.layers import Layer, matrix_of, store
-from compression.sequential import Batch, Progress, SegmentLike, walk
+from compression.layers import Layer
+from compression.scores import METHODS
+from compression.sequential import Batch, Progress, SegmentLike
 from compression.structured import Removed, remove_groups
 
-Size = tuple[int, ...]
 _EXACT = 2048  # columns up to which the elimination runs in float64
 
 
@@ -53,12 +50,10 @@ class BranchLike(Protocol):
 
 def augmented(layer: Layer) -> Tensor:
     """The layer's weight with its bias as a last column, (R, C) or (R, C + 1)."""
-    weight = matrix_of(layer)
-    if len(weight) != 1:
+    whole = with_bias(layer)
+    if len(whole) != 1:
         raise CompressionError("a grouped convolution cannot lose single groups of columns")
-    if layer.bias is None:
-        return weight[0]
-    return torch.cat([weight[0], layer.bias.detach()[:, None]], dim=-1)
+    return whole[0]
 
 
 def solve_unit(
@@ -68,8 +63,10 @@ def solve_unit(
     unit: UnitLike,
     keep: Sequence[int],
     rel_damp: float,
+    score: Score,
+    update: bool,
 ) -> tuple[list[Removed], float]:
-    """:func:`remove_groups` for one consumer layer; also the loss of removing everything."""
+    """:func:`remove_groups` for one consumer layer; also the loss of the last count."""
     assert accumulator.hessian is not None
     hessian = accumulator.hessian
     if hessian.shape[-1] <= _EXACT:
@@ -77,63 +74,21 @@ def solve_unit(
     damped, _ = damp(hessian, rel_damp)
     try:
         found = remove_groups(
-            augmented(layer), damped[0], groups=unit.groups, width=unit.width, keep=keep
+            augmented(layer),
+            damped[0],
+            groups=unit.groups,
+            width=unit.width,
+            keep=keep,
+            score=score,
+            update=update,
+            name=name,
+            undamped=hessian[0],
         )
     except CompressionError as problem:
         raise CompressionError(
             f"layer {name!r}: {problem} (rel_damp {rel_damp:g}, {accumulator.samples} samples)"
         ) from None
     return found, found[-1].loss
-
-
-def write_back(layer: Layer, weight: Tensor) -> None:
-    """Store an augmented (R, D) weight."""
-    columns = matrix_of(layer).shape[-1]
-    bias = weight[None, :, columns] if layer.bias is not None else None
-    store(layer, weight[None, :, :columns], bias)
-
-
-@dataclass
-class Database:
-    """Solved levels of every branch.
-
-    Attributes:
-        folder: holds one file a consumer and count, float32.
-        sizes: of each branch, falling; the first is the branch as it is.
-        losses: relative to losing all groups, so 0 to 1 a unit, summed over a branch's units.
-    """
-
-    folder: Path
-    sizes: dict[str, list[Size]] = field(default_factory=dict)
-    losses: dict[str, list[float]] = field(default_factory=dict)
-    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    checksums: dict[tuple[str, int], int] = field(default_factory=dict)
-
-    def _file(self, consumer: str, count: int) -> Path:
-        return self.folder / f"{consumer}.{count}"
-
-    def put(self, consumer: str, count: int, weight: Tensor) -> None:
-        """Keep an augmented weight (R, D)."""
-        self.shapes[consumer] = (weight.shape[0], weight.shape[1])
-        content = weight.float().cpu().contiguous().numpy()
-        content.tofile(self._file(consumer, count))
-        self.checksums[consumer, count] = zlib.crc32(content.data)
-
-    def get(self, consumer: str, count: int) -> Tensor:
-        """The kept weight (R, D), mapped from its file."""
-        rows, columns = self.shapes[consumer]
-        flat = torch.from_file(str(self._file(consumer, count)), size=rows * columns)
-        return flat.reshape(rows, columns)
-
-    def intact(self) -> bool:
-        """Whether every file holds what was put there."""
-        try:
-            return all(
-                zlib.crc32(self._file(*key).read_bytes()) == checksum
-                for key, checksum in self.checksums.items()
-            )
-        except OSError:
-            return False
 
 
 def build_levels(
@@ -144,6 +99,8 @@ def build_levels(
     sizes: Mapping[str, Sequence[Size]],
     folder: Path,
     *,
+    score: str = "obs",
+    update: bool = True,
     rel_damp: float = 0.01,
     rows_per_column: float | None = None,
     progress: Progress | None = None,
@@ -154,6 +111,8 @@ def build_levels(
     Args:
         sizes: by branch, falling from the branch as it is.
         folder: where the database's files lie; the same one where an earlier attempt is resumed.
+        score, update: which groups leave, one of :data:`compression.scores.METHODS`, and whether
+            the rest of the layer takes up their work.
         keeper: where it is kept which segments are finished; None keeps nothing.
 
     Raises:
@@ -166,77 +125,35 @@ def build_levels(
     for branch in branches:
         database.sizes[branch.name] = [tuple(size) for size in sizes[branch.name]]
         database.losses[branch.name] = [0.0] * len(sizes[branch.name])
-    begin = _resumed(database, None if keeper is None else keeper.load())
+    begin = database.resume(keeper)
 
     def visit(name: str, layer: Layer, accumulator: HessianAccumulator) -> None:
         branch, i = units[name]
         counts = [size[i] for size in database.sizes[branch.name]]
         # down to nothing, which tells how much there is to lose
         found, everything = solve_unit(
-            name, layer, accumulator, branch.units[i], [*counts, 0], rel_damp
+            name, layer, accumulator, branch.units[i], [*counts, 0], rel_damp, scoring, update
         )
+        worst = 0.0
         for at, (count, level) in enumerate(zip(counts, found, strict=False)):
-            database.losses[branch.name][at] += level.loss / max(everything, 1e-30)
+            # without an update, losing more may by chance cost less; a smaller size never does
+            worst = max(worst, level.loss)
+            database.losses[branch.name][at] += worst / max(everything, 1e-30)
             weight = augmented(layer) if count == branch.units[i].groups else level.weight
             database.put(name, count, weight)
 
-    def finished(at: int) -> None:
-        assert keeper is not None  # a few numbers: the weights are in files of their own
-        keeper.save(
-            {
-                "begin": at + 1,
-                "losses": database.losses,
-                "shapes": database.shapes,
-                "checksums": database.checksums,
-            }
-        )
-
     if not set(units) <= set(database.shapes):
-        walk(
+        every = [branch.units[i] for branch, i in units.values()]
+        scoring = METHODS.load(score)(model, segments, calibration, every)
+        database.fill(
             model,
             segments,
             calibration,
             list(units),
             visit,
+            begin=begin,
             rows_per_column=rows_per_column,
             progress=progress,
-            begin=begin,
-            finished=None if keeper is None else finished,
+            keeper=keeper,
         )
     return database
-
-
-def _resumed(database: Database, kept: dict[str, Any] | None) -> int:
-    """Take over what an earlier attempt solved; returns the segment to begin with."""
-    if kept is None:
-        return 0
-    found = Database(database.folder, checksums=kept["checksums"])
-    if not found.intact():
-        return 0
-    database.losses, database.shapes = kept["losses"], kept["shapes"]
-    database.checksums = kept["checksums"]
-    return int(kept["begin"])
-
-
-class Stitcher:
-    """Sets a model to allocations by copying solved levels; only what differs is copied."""
-
-    def __init__(
-        self, model: nn.Module, branches: Sequence[BranchLike], database: Database
-    ) -> None:
-        self.model, self.branches, self.database = model, list(branches), database
-        self.now = [0] * len(self.branches)
-
-    @torch.no_grad()
-    def set(self, levels: Sequence[int]) -> nn.Module:
-        """Bring the model to one level a branch (indices into its sizes)."""
-        for at, (branch, level) in enumerate(zip(self.branches, levels, strict=True)):
-            if level == self.now[at]:
-                continue
-            size = self.database.sizes[branch.name][level]
-            for unit, count in zip(branch.units, size, strict=True):
-                layer = self.model.get_submodule(unit.consumer)
-                weight = self.database.get(unit.consumer, count)
-                write_back(layer, weight.to(layer.weight.device))  # type: ignore[arg-type]
-            self.now[at] = level
-        return self.model

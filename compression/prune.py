@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from compression.compensate import compensated
 from compression.hessian import HessianAccumulator
 from compression.keeping import Keeper, walk_on
 from compression.layers import Layer, as_layer, mask_as_weight, matrix_of, store
@@ -35,6 +36,7 @@ def prune_layers(
     zeros: Mapping[str, int],
     *,
     method: str = "sweep",
+    compensation: str = "none",
     pattern: str = "unstructured",
     rel_damp: float = 0.01,
     rows_per_column: float | None = None,
@@ -47,6 +49,7 @@ def prune_layers(
         zeros: zeros a layer; a layer asked for 0 is left as it is. With an N:M ``pattern`` the
             pattern decides and a positive entry only says that the layer takes part.
         method: one of :data:`compression.pruners.METHODS`.
+        compensation: of :data:`compression.compensations.METHODS`, for layers that carry factors.
         keeper: where finished segments are kept; None keeps nothing.
 
     Returns:
@@ -65,10 +68,10 @@ def prune_layers(
             rule = Unstructured(max(zeros[name], int(held.sum())), held)
         else:
             rule = NofM(*ratio, held)
-        solved = solve(problem, rule)
+        solved, loss = compensated(layer, problem, solve(problem, rule), compensation)
         store(layer, solved.weight, solved.bias)
         kept[name] = mask_as_weight(layer, solved.kept)
-        losses[name] = problem.loss(solved)
+        losses[name] = loss
 
     walk_on(
         model,

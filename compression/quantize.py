@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ def quantize_weights(
     layers: Collection[str],
     *,
     method: str = "gptq",
-    bits: int = 8,
+    bits: int | Mapping[str, int] = 8,
     block: int | None = None,
     rel_damp: float = 0.01,
     rows_per_column: float | None = None,
@@ -38,7 +38,8 @@ def quantize_weights(
 
     Args:
         method: one of :data:`compression.rounders.METHODS`.
-        bits: 8, or 4 for weights that are stored so and computed with in float (Linear only).
+        bits: 8, or 4 for weights that are stored so and computed with in float (Linear only); or
+            of each layer.
         block: columns that share a scale; None for one scale a row. 4 bits need blocks (32).
         keeper: where finished segments are kept; None keeps nothing.
 
@@ -61,11 +62,12 @@ def quantize_weights(
                 f"layer {name!r}: a scale for every {block} columns is for Linear layers; "
                 f"{type(layer).__name__} takes one a row"
             )
+        width = bits if isinstance(bits, int) else bits[name]
         grid: Grid | BlockwiseGrid
         if block is None:
-            grid = row_grid(weight.to(dtype), bits=bits)
+            grid = row_grid(weight.to(dtype), bits=width)
         else:
-            grid = BlockwiseGrid(weight.to(dtype), bits=bits, block=block)
+            grid = BlockwiseGrid(weight.to(dtype), bits=width, block=block)
         result = solve(problem, weight != 0, grid)
         integers = grid.integers(result.weight).to(torch.int8)
         store(layer, integers * grid.spread(weight.shape[-1]).float(), result.bias)

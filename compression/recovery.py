@@ -15,6 +15,7 @@ from compression.keeping import Keeper, Training
 from compression.losses import cross_entropy, square_head, temperature_kl
 from compression.prune import hold
 from compression.sequential import Batch, Progress
+from compression.trained import METHODS
 
 Draw = Callable[[torch.Generator], tuple[Batch, Tensor]]
 
@@ -35,6 +36,8 @@ class RecoverySettings:
     autocast_bf16: bool
     check_every: int  # steps between two looks at the held-out batches
     seed: int
+    trained: str = "full"  # of compression.trained
+    rank: int = 16  # of what compression.trained.low_rank trains
 
 
 class _Tapped(nn.Module):
@@ -164,7 +167,7 @@ def recover(
     Args:
         student, teacher: called as ``model(*batch)``; both stay in eval mode, so dropout and
             batch statistics play no part.
-        kept: masks a layer; removed weights are zero after every step.
+        kept: masks a layer; removed weights are zero after every step, whatever is trained.
         taps: modules whose outputs SquareHead compares, by name, present in both models.
         draw: gives (batch, labels (N,), UNLABELLED where there is none) from a generator.
         holdout: unaugmented batches left out of ``draw``, on which the averaged weights are
@@ -173,22 +176,17 @@ def recover(
         keeper: where finished steps are kept; None keeps nothing.
 
     Returns:
-        ``kl_before``, ``kl_after`` on the held-out batches, ``best_step``, last training ``loss``.
+        ``kl_before``, ``kl_after`` on the held-out batches, ``best_step``, last training ``loss``;
+        without a step, or where nothing is trained, the first two, equal.
     """
     s = settings
+    trained = METHODS.load(s.trained)(student, kept, rank=s.rank, seed=s.seed)
+    parameters = trained.parameters
+    if not parameters or not s.steps:
+        trained.merge()
+        still = divergence(student, teacher, holdout) if holdout else math.nan
+        return {"kl_before": still, "kl_after": still}
     generator = torch.Generator().manual_seed(s.seed)
-    # embedding tables stay as they are: few of their rows occur in the shots, and an optimiser
-    # over all of them costs more than the rest of the step
-    parameters = [
-        parameter
-        for module in student.modules()
-        if not isinstance(module, nn.Embedding)
-        for parameter in module.parameters(recurse=False)
-    ]
-    for parameter in student.parameters():
-        parameter.requires_grad_(False)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
     optimiser = torch.optim.AdamW(
         parameters, lr=s.lr, weight_decay=s.weight_decay, fused=device.type == "cuda"
     )
@@ -235,7 +233,7 @@ def recover(
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             schedule.step()
-            hold(student, kept)
+            trained.hold()
             average.update_parameters(student)
             last = step + 1 == s.steps
             if holdout and ((step + 1) % s.check_every == 0 or last):
@@ -255,6 +253,7 @@ def recover(
     if best_state is None:
         best_state, best_step = _state(average.module), s.steps
     student.load_state_dict(best_state)
+    trained.merge()
     hold(student, kept)
     return {"kl_before": before, "kl_after": best, "best_step": best_step, "loss": loss_value}
 

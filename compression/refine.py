@@ -33,22 +33,28 @@ def refine(
         (G, R, D); its loss is never above the start's, up to rounding.
     """
     mask = kept.to(weight.dtype)
-    jacobi = damped.diagonal(dim1=-2, dim2=-1)[:, None]  # (G, 1, D)
-    residual = (original - weight) @ damped * mask
-    z = residual / jacobi
+    inverse = damped.diagonal(dim1=-2, dim2=-1)[:, None].reciprocal()  # Jacobi's, (G, 1, D)
+    weight = weight.clone()
+    residual = (original - weight) @ damped
+    residual *= mask
+    z = residual * inverse
     direction = z.clone()
     rz = (residual * z).sum(-1, keepdim=True)  # (G, R, 1): every row has its own step
     goal = rel_tolerance**2 * rz.sum()
     floor = torch.finfo(weight.dtype).tiny
+    curved, product = torch.empty_like(weight), torch.empty_like(weight)
     for _ in range(iterations):
         if bool(rz.sum() <= goal):
             break
-        curved = direction @ damped * mask
-        step = rz / (direction * curved).sum(-1, keepdim=True).clamp_min(floor)
-        weight = weight + step * direction
-        residual = residual - step * curved
-        z = residual / jacobi
-        rz_next = (residual * z).sum(-1, keepdim=True)
-        direction = z + rz_next / rz.clamp_min(floor) * direction
+        torch.bmm(direction, damped, out=curved)
+        curved *= mask
+        torch.mul(direction, curved, out=product)
+        step = rz / product.sum(-1, keepdim=True).clamp_min(floor)
+        weight.addcmul_(step, direction)
+        residual.addcmul_(step, curved, value=-1)
+        torch.mul(residual, inverse, out=z)
+        torch.mul(residual, z, out=product)
+        rz_next = product.sum(-1, keepdim=True)
+        direction.mul_(rz_next / rz.clamp_min(floor)).add_(z)
         rz = rz_next
     return weight

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from compression.database import write_back
 from compression.hessian import HessianAccumulator
 from compression.keeping import Keeper, walk_on
 from compression.layers import Layer
-from compression.levels import BranchLike, UnitLike, solve_unit, write_back
+from compression.levels import BranchLike, UnitLike, solve_unit
+from compression.scores import METHODS
 from compression.sequential import Batch, Progress, SegmentLike
 
 
@@ -20,6 +22,8 @@ def remove_structure(
     branches: Sequence[BranchLike],
     sizes: Mapping[str, Sequence[int]],
     *,
+    score: str = "obs",
+    update: bool = True,
     rel_damp: float = 0.01,
     rows_per_column: float | None = None,
     progress: Progress | None = None,
@@ -27,11 +31,14 @@ def remove_structure(
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Zero the columns of the groups that go, in place, the rest of each layer compensating.
 
-    How many groups stay is given; which ones is decided here, by structured OBS on the Hessian of
-    the already shrunk prefix. The caller then cuts the zeros out (models.shrinking).
+    How many groups stay is given; which ones is decided here, on the inputs that the already
+    shrunk prefix gives, by structured OBS or another score. The caller then cuts the zeros out
+    (models.shrinking).
 
     Args:
         sizes: by branch, groups that stay of each of its units; branches left out stay whole.
+        score: one of :data:`compression.scores.METHODS`.
+        update: whether the rest of each layer takes up the work of what goes.
         keeper: where finished segments are kept; None keeps nothing.
 
     Returns:
@@ -49,12 +56,16 @@ def remove_structure(
 
     def visit(name: str, layer: Layer, accumulator: HessianAccumulator) -> None:
         unit, count = wanted[name]
-        (found,), loss = solve_unit(name, layer, accumulator, unit, [count], rel_damp)
+        (found,), loss = solve_unit(
+            name, layer, accumulator, unit, [count], rel_damp, scoring, update
+        )
         write_back(layer, found.weight)
         kept[unit.name] = found.kept
         losses[name] = loss
 
     if wanted:
+        units = [unit for unit, _ in wanted.values()]
+        scoring = METHODS.load(score)(model, segments, calibration, units)
         walk_on(
             model,
             segments,

@@ -1,4 +1,4 @@
-"""Structured OBS: whole groups of input columns leave a layer, the others take up their work.
+"""Whole groups of input columns leave a layer; in structured OBS the others take up their work.
 
 Groups are attention heads, neurons or channels: consecutive columns of the layer that reads them.
 For a group g of the columns of W, with H the damped Hessian of the layer's inputs,
@@ -9,7 +9,8 @@ For a group g of the columns of W, with H the damped Hessian of the layer's inpu
 
 (Optimal Brain Surgeon, Hassibi and Stork 1993, in the block form of Kurtic et al., "ZipLM",
 arXiv 2302.04089, equations 3 and 4.) The bias is a last column that is never removed, so that the
-mean of what was removed goes into it.
+mean of what was removed goes into it. Which groups leave may be told by another score than OBS's
+(`compression.scores`), and what stays may be left as it is.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ import torch
 from torch import Tensor
 
 from compression.errors import CompressionError
+from compression.groups import Score, Standing, columns_of_groups
+from compression.hessian import layer_loss
+from compression.scores.obs import score as obs_score
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class Removed:
 
     Attributes:
         kept: indices of the groups that stay, rising, int64 (k,).
-        weight: (R, D), zero in the removed columns, optimal in the others.
+        weight: (R, D), zero in the removed columns, optimal in the others, or as they were where
+            no update was asked for.
         loss: 1/2 tr(dW H dW^T) against the layer as it was, with the damped H.
     """
 
@@ -48,8 +53,12 @@ def remove_groups(
     width: int,
     keep: Sequence[int],
     rounds: int = 64,
+    score: Score = obs_score,
+    update: bool = True,
+    name: str = "",
+    undamped: Tensor | None = None,
 ) -> list[Removed]:
-    """Remove groups by structured OBS until each count of ``keep`` is reached in turn.
+    """Remove groups until each count of ``keep`` is reached in turn, by structured OBS if not said.
 
     Args:
         weight: (R, D); its first ``groups * width`` columns are the groups, in order; further
@@ -59,6 +68,9 @@ def remove_groups(
         rounds: the groups leave in about this many rounds, each with the scores of what is left;
             all groups of a round are eliminated together and exactly. Where there are no more
             groups than rounds, they leave one at a time.
+        score: the groups of its lowest values leave first; asked anew every round.
+        update: whether what stays is solved anew; the groups that leave are the same either way.
+        name, undamped: of the layer, and its Hessian without damping, for ``score``.
 
     Returns:
         one :class:`Removed` a count, in the dtype of ``hessian``.
@@ -77,43 +89,39 @@ def remove_groups(
     falling = all(a >= b for a, b in itertools.pairwise(counts))
     if not counts or counts[0] > groups or counts[-1] < 0 or not falling:
         raise CompressionError(f"keep {counts}: must fall and lie between {groups} and 0")
-    W = weight.to(hessian.dtype).clone()
+    original = weight.to(hessian.dtype)
+    W = original.clone()
     lower, info = torch.linalg.cholesky_ex(hessian)
     if bool(info.any()) or not bool(torch.isfinite(lower).all()):
         raise CompressionError("the damped Hessian is not positive definite; raise rel_damp")
     V = torch.cholesky_inverse(lower)  # H^-1, (D, D)
     alive = torch.ones(groups, dtype=torch.bool, device=W.device)
+    inputs = hessian if undamped is None else undamped
     most = max(1, groups // rounds)
     loss = 0.0
     found = []
     for count in counts:
         while (left := int(alive.sum())) > count:
-            scores = _scores(W, V, groups, width).masked_fill(~alive, torch.inf)
+            standing = Standing(name, groups, width, original, inputs, W, V)
+            scores = score(standing).masked_fill(~alive, torch.inf)
             leaving = scores.argsort(stable=True)[: min(most, left - count)]
-            loss += _eliminate(W, V, _columns(leaving, width))
+            loss += _eliminate(W, V, columns_of_groups(leaving, width))
             alive[leaving] = False
-        found.append(Removed(torch.nonzero(alive).flatten().cpu(), W.clone(), loss))
+        kept = torch.nonzero(alive).flatten().cpu()
+        if update:
+            found.append(Removed(kept, W.clone(), loss))
+        else:
+            found.append(_removed_alone(original, hessian, kept, alive, width))
     return found
 
 
-def _columns(groups: Tensor, width: int) -> Tensor:
-    """Column indices of groups: (n,) -> (n * width,)."""
-    return (groups[:, None] * width + torch.arange(width, device=groups.device)).flatten()
-
-
-def _scores(W: Tensor, V: Tensor, groups: int, width: int) -> Tensor:
-    """tr(W_:g [(H^-1)_gg]^-1 W_:g^T) of every group, (groups,)."""
-    n = groups * width
-    if width == 1:
-        return W[:, :n].square().sum(dim=0) / V.diagonal()[:n]
-    index = torch.arange(groups, device=W.device)
-    blocks = V[:n, :n].unflatten(0, (groups, width)).unflatten(2, (groups, width))
-    inner = blocks[index, :, index]  # (groups, width, width): (H^-1)_gg
-    # eliminated groups hold zeros: give them any invertible block, the caller masks their score
-    gone = inner.diagonal(dim1=-2, dim2=-1).amin(dim=-1) <= 0
-    inner = torch.where(gone[:, None, None], torch.eye(width).to(inner), inner)
-    parts = W[:, :n].unflatten(1, (groups, width)).permute(1, 2, 0)  # (groups, width, R)
-    return (parts * torch.linalg.solve(inner, parts)).sum(dim=(1, 2))
+def _removed_alone(
+    weight: Tensor, hessian: Tensor, kept: Tensor, alive: Tensor, width: int
+) -> Removed:
+    """The weight as it was, but for zeros in the columns of the groups that left."""
+    plain = weight.clone()
+    plain[:, columns_of_groups(torch.nonzero(~alive).flatten(), width)] = 0.0
+    return Removed(kept, plain, float(layer_loss((plain - weight)[None], hessian[None])))
 
 
 def _eliminate(W: Tensor, V: Tensor, columns: Tensor) -> float:

@@ -1,5 +1,9 @@
 """Store Linear weights as 4-bit integers that are dequantized inside the product.
 
+A layer may also have 2 or 8 bits: ONNX Runtime 1.31's kernel on CPU takes 2, 4 and 8 and refuses
+all others. At level 4, 8 bits took as long as 4 and 2 bits up to twice as long (384 by 384 and 384
+by 1536, one and 16 rows); at level 1 both took 4 to 30 times as long.
+
 com.microsoft MatMulNBits keeps the activations float, so nothing is calibrated. It buys bytes, and
 some time where few tokens make memory the limit; at larger batches it computes as FP32 does.
 Measured with ONNX Runtime 1.31 on one thread of an EPYC with AVX512-VNNI, a scale for every 32
@@ -44,23 +48,25 @@ from exports.onnxfile import (
 )
 
 MICROSOFT = "com.microsoft"
-_BITS = 4
+WIDTHS = (8, 4, 2)  # bits that the runtime serves
 _SMALLEST_BLOCK = 16  # MatMulNBits takes powers of two from here on
 
 
 @dataclass(frozen=True)
 class BlockGrid:
-    """A Linear weight as 4-bit integers and a scale for every `block` columns of a row.
+    """A Linear weight as small integers and a scale for every `block` columns of a row.
 
     Attributes:
-        integers: int8 (out, in) within [-8, 7], the shape of the torch weight.
+        integers: int8 (out, in), within [-8, 7] for 4 bits, the shape of the torch weight.
         scale: float32 (out, ceil(in / block)); the last block of a row may be shorter.
         block: columns that share a scale: 16, 32, 64, ...
+        bits: 2, 4 or 8.
     """
 
     integers: np.ndarray
     scale: np.ndarray
     block: int
+    bits: int = 4
 
     def values(self) -> np.ndarray:
         """Return the weight the grid stands for: integers times scale, float32 (out, in)."""
@@ -68,14 +74,18 @@ class BlockGrid:
         return self.integers.astype(np.float32) * spread[:, : self.integers.shape[1]]
 
     def packed(self) -> np.ndarray:
-        """Return uint8 (out, blocks, block / 2): zero point 8, low half first, padded with zero."""
+        """Return uint8 (out, blocks, block * bits / 8): the zero point is the middle (8 for 4
+        bits), low bits first, padded with zero.
+        """
         rows, columns = self.integers.shape
-        blocks = self.scale.shape[1]
-        whole = np.zeros((rows, blocks * self.block), np.int8)
+        blocks, a_byte = self.scale.shape[1], 8 // self.bits
+        whole = np.zeros((rows, blocks * self.block), np.int16)
         whole[:, :columns] = self.integers
-        shifted = (whole + 2 ** (_BITS - 1)).astype(np.uint8)
-        halves = shifted[:, 0::2] | (shifted[:, 1::2] << _BITS)
-        return halves.reshape(rows, blocks, self.block // 2)
+        shifted = (whole + 2 ** (self.bits - 1)).astype(np.uint8)
+        packed = np.zeros((rows, blocks * self.block // a_byte), np.uint8)
+        for at in range(a_byte):
+            packed |= shifted[:, at::a_byte] << np.uint8(self.bits * at)
+        return packed.reshape(rows, blocks, self.block // a_byte)
 
 
 def quantize_weight_only(
@@ -86,7 +96,7 @@ def quantize_weight_only(
     exclude: Iterable[str] = (),
     accuracy_level: int = 4,
 ) -> None:
-    """Write the 4-bit form of a graph: its Linear layers become MatMulNBits, bias included.
+    """Write the weight-only form of a graph: its Linear layers become MatMulNBits, bias included.
 
     Convolutions, embeddings and layers without a grid stay as they are.
 
@@ -155,7 +165,8 @@ def _by_initializer(
             raise QuantizationError(
                 f"layer {name!r}: integers have shape {grid.integers.shape}, the graph {expected}"
             )
-        if weight in grids and not np.array_equal(grids[weight].integers, grid.integers):
+        other = grids.get(weight, grid)
+        if other.bits != grid.bits or not np.array_equal(other.integers, grid.integers):
             raise QuantizationError(f"layer {name!r}: shares its weight with a layer of other grid")
         grids[weight] = grid
     return grids
@@ -166,8 +177,14 @@ def _check_grid(name: str, grid: BlockGrid) -> None:
     if grid.integers.dtype != np.int8 or grid.integers.ndim != 2:
         kind = f"{grid.integers.dtype} of {grid.integers.ndim} axes"
         raise QuantizationError(f"layer {name!r}: integers are {kind}, expected int8 of 2")
-    if grid.integers.min(initial=0) < -8 or grid.integers.max(initial=0) > 7:
-        raise QuantizationError(f"layer {name!r}: integers leave [-8, 7]; solve it with bits=4")
+    bits = grid.bits
+    if bits not in WIDTHS:
+        raise QuantizationError(f"layer {name!r}: {bits} bits; the runtime takes 2, 4 and 8")
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    if grid.integers.min(initial=0) < low or grid.integers.max(initial=0) > high:
+        raise QuantizationError(
+            f"layer {name!r}: integers leave [{low}, {high}]; solve it with bits={bits}"
+        )
     block = grid.block
     if block < _SMALLEST_BLOCK or block & (block - 1):
         raise QuantizationError(
@@ -221,7 +238,7 @@ def _product(
             domain=MICROSOFT,
             K=columns,
             N=rows,
-            bits=_BITS,
+            bits=grid.bits,
             block_size=grid.block,
             accuracy_level=accuracy_level,
         ),

@@ -17,6 +17,7 @@ from tasks.profile import profile, say_where_it_is_from
 from tasks.prune import prune
 from tasks.quantize import quantize
 from tasks.shrink import shrink
+from tasks.smooth import smoothed
 from tasks.teach import teach
 from tasks.trim import trim
 from tasks.verify import verify
@@ -78,11 +79,12 @@ def make(recipe: Recipe, begun: Begun) -> Made:
     if recipe.shrinks:
         smaller, told = shrink_in_steps(recipe, data, generalist, teacher, dense)
     pruned = take_rest(recipe, data, teacher, smaller)
-    specialist = quantize(recipe, data, pruned, title="quantize specialist")
+    served = smoothed(recipe, data, pruned, title="smooth specialist")
+    specialist = quantize(recipe, data, served, title="quantize specialist")
     graphs = [*dense]
     if recipe.shrinks and recipe.rungs:
         graphs.append(export(recipe, data, smaller, title="export shrunk"))
-    graphs.append(export(recipe, data, pruned, title="export pruned"))
+    graphs.append(export(recipe, data, served, title="export pruned"))
     graphs.append(export(recipe, data, specialist, title="export specialist"))
     told = [begun.leaked, pruned, *told]
     return Made(graphs[-1], verify(recipe, data, generalist, teacher, *graphs, *told))
@@ -102,7 +104,8 @@ def export_dense(
     recipe: Recipe, data: Artifact, generalist: Artifact, teacher: Artifact
 ) -> list[Artifact]:
     """The generalist, the teacher and the quantized teacher as graphs: those of `layout.DENSE`."""
-    quantized = quantize(recipe, data, teacher, title="quantize teacher")
+    served = smoothed(recipe, data, teacher, title="smooth teacher")
+    quantized = quantize(recipe, data, served, title="quantize teacher")
     return [
         export(recipe, data, generalist, title="export generalist"),
         export(recipe, data, teacher, title="export teacher"),

@@ -20,6 +20,7 @@ from tasks.profile import profile, say_where_it_is_from, speeds_of
 from tasks.progress import Reporter, watch, watching
 from tasks.quantize import quantize
 from tasks.sections import Form
+from tasks.smooth import smoothed
 from tasks.stage import Finished, record, recording
 from tasks.sweep import compare, wanted_between
 from tasks.teach import teach
@@ -57,7 +58,8 @@ def export_point(
     with as_sent(told, name), watch(follow), recording() as stages:
         stored, model = stored_as(recipe, form), student
         if form != "float32" or recipe.quantize.embeddings != "none":
-            model = quantize(stored, data, student, title=f"quantize {name}")
+            served = smoothed(stored, data, student, title=f"smooth {name}")
+            model = quantize(stored, data, served, title=f"quantize {name}")
         graph = export(stored, data, model, title=f"export {name}")
         held = held_out(recipe, data, teacher_graph, graph, title=f"hold out {name}")
     return Exported(graph, held, stages)

@@ -15,6 +15,7 @@ from torch import nn
 
 from models.errors import GeneralistError
 from models.families.surgery import shrink_structure
+from models.low_rank import add_low_rank
 from models.text import TextClassifier
 
 __all__ = [
@@ -108,6 +109,7 @@ def trim_embeddings(model: nn.Module, rows: int) -> None:
 OPERATIONS: dict[str, Callable[..., object]] = {
     "fold_batchnorm": fold_structure,
     "head": replace_head,
+    "low_rank": add_low_rank,
     "shrink": shrink_structure,
     "vocabulary": trim_embeddings,
 }

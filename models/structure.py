@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.delta import find_head
+from models.low_rank import is_factor
 
 __all__ = ["BLOCKS", "Segment", "prunable_layers", "segments"]
 
@@ -66,16 +67,24 @@ def _block_pattern(model: nn.Module) -> re.Pattern[str] | None:
 
 
 @torch.no_grad()
-def prunable_layers(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, nn.Module]:
+def prunable_layers(
+    model: nn.Module, example: tuple[Tensor, ...], *, factors: bool = False
+) -> dict[str, nn.Module]:
     """Return the body's Linear and Conv2d layers by name, in the order in which they first run.
 
     The head is left out, and so is a layer that ``example`` does not reach. The first one is the
     stem (text: the first layer after the embeddings).
+
+    Args:
+        factors: also the low-rank factors beside layers (`models.low_rank`), which are not pruned,
+            but quantized, served and counted.
     """
     head = find_head(model)
     found: dict[str, nn.Module] = {}
     hooks = []
     for name, module in model.named_modules():
+        if not factors and is_factor(model, name):
+            continue
         if isinstance(module, _PRUNABLE) and (head is None or module is not head[1]):
 
             def note(called: nn.Module, _: object, name: str = name) -> None:

@@ -41,6 +41,7 @@ _WIRING = {
     "tasks.locks",
     "tasks.methods",
     "tasks.partial",
+    "tasks.precision",
     "tasks.progress",
     "tasks.processes",
     "tasks.recipes",

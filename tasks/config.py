@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from compression.schedule import halving_rungs
-from tasks.methods import Distill, Prune, Quantize, Shrink, Teacher
+from compression import schedules
+from compression.training_steps import rung_steps
+from tasks.methods import Distill, Prune, Shrink, Teacher
+from tasks.precision import Quantize
 from tasks.section import Section
 from tasks.sections import (
     NAME,
@@ -109,6 +111,14 @@ class Recipe(Section):
             raise ValueError(
                 f"distill.rungs: {rungs} must rise and end at prune.sparsity ({self.sparsity:g})"
             )
+        implied = self.prune.sparsity is None and self.prune.pattern == "unstructured"
+        adds = self.prune.compensation != "none"
+        if ratio is not None and adds and implied and not self.shrinks:
+            raise ValueError(
+                f"target.nonzero_ratio: {ratio:g} with prune.compensation "
+                f"{self.prune.compensation}, which adds weights, says no sparsity; give "
+                "prune.sparsity"
+            )
         self._has_means()
         return self
 
@@ -168,13 +178,29 @@ class Recipe(Section):
             return tuple(self.distill.rungs)
         if self.prune.pattern != "unstructured" or self.sparsity == 0:
             return (self.sparsity,) if self.sparsity else ()
-        return halving_rungs(self.sparsity)
+        schedule = schedules.METHODS.load(self.distill.schedule)
+        found: tuple[float, ...] = schedule(self.sparsity, self.distill.rung_count)
+        return found
 
     def at_rung(self, sparsity: float) -> Recipe:
-        """The recipe of one rung: what its stage reads does not depend on the rungs above."""
+        """The recipe of one rung, its steps resolved: nothing else of the ladder counts for it.
+
+        Without `distill.total_steps` they depend on this rung alone, and ladders share it.
+        """
+        distill, total = self.distill, self.distill.total_steps
+        ladder = (sparsity,) if total is None else self.rungs
+        steps = rung_steps(
+            ladder, steps=distill.steps, density_scaled=distill.density_scaled, total=total
+        )[ladder.index(sparsity)]
+        alone = {
+            "schedule": "one_shot",
+            "rungs": None,
+            "steps": steps,
+            "density_scaled": False,
+            "total_steps": None,
+        }
         prune = self.prune.model_copy(update={"sparsity": sparsity})
-        distill = self.distill.model_copy(update={"rungs": None})
-        return self.model_copy(update={"prune": prune, "distill": distill})
+        return self.model_copy(update={"prune": prune, "distill": distill.model_copy(update=alone)})
 
     @property
     def steps(self) -> int:

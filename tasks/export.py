@@ -47,7 +47,7 @@ def export(
         bundle = fold_batchnorm(bundle, shown)
     export_onnx(bundle.model, shown, path, input_names=INPUTS[bundle.modality])
     progress(1, 2, "traced")
-    layers = prunable_layers(bundle.model, shown)
+    layers = prunable_layers(bundle.model, shown, factors=True)
     weights = {key: weight_of(layer).numpy() for key, layer in layers.items()}
     prunable = sorted(set(match_layers(path, weights).values()))
     if (model.folder / GRIDS).is_file():

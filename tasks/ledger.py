@@ -56,7 +56,9 @@ def ledger(
         before = "shrunk" if "shrunk" in counts else "teacher"
         kind = f"{recipe.prune.pattern} {recipe.sparsity:.0%}, bytes only"
         whole.append((kind, 1 / (1 - recipe.sparsity), before, "pruned", {}))
-    bits = _BITS[recipe.quantize.format]
+    bits: float = _BITS[recipe.quantize.format]
+    if recipe.quantize.format == "int4":
+        bits = recipe.quantize.mean_bits or bits
     if bits < 32:
         whole.append((recipe.quantize.format, 32 / bits, "teacher", "teacher-int8", {}))
     left = max(1, counts["specialist"]["prunable_nonzero"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -45,9 +46,10 @@ def lower(
         activations and the layers left float.
     """
     stored = load_file(model.folder / GRIDS)
-    weights, facts = _pairs(stored, "weight"), {"format": recipe.quantize.format}
+    weights = _pairs(stored, "weight")
+    facts: dict[str, Any] = {"format": recipe.quantize.format}
     if weights and recipe.quantize.format == "int4":
-        _lower_int4(weights, path)
+        facts |= _lower_int4(weights, path, model.metrics.get("bits", {}))
     elif weights:
         facts |= _lower_int8(recipe, data, bundle, weights, path, progress)
     bits = recipe.quantize.embeddings.removeprefix("int")
@@ -65,12 +67,15 @@ def lower(
     return {**facts, "embeddings": recipe.quantize.embeddings if kept else "none"}
 
 
-def _lower_int4(weights: Pairs, path: Path) -> None:
+def _lower_int4(weights: Pairs, path: Path, bits: Mapping[str, int]) -> dict[str, Any]:
+    """Store each layer at its width; returns how many layers have which, where they differ."""
     grids = {
-        name: BlockGrid(integers, scale, _block_of(integers, scale))
+        name: BlockGrid(integers, scale, _block_of(integers, scale), bits.get(name, 4))
         for name, (integers, scale) in weights.items()
     }
     quantize_weight_only(path, path, weights=grids)
+    counts = Counter(bits.values())
+    return {"bits": {str(width): counts[width] for width in sorted(counts)}} if bits else {}
 
 
 def _block_of(integers: np.ndarray, scale: np.ndarray) -> int:

@@ -1,14 +1,21 @@
-"""Sections of a recipe that say how it is done: teaching, shrinking, pruning, quantizing."""
+"""Sections of a recipe that say how it is done: teaching, shrinking, pruning, recovering."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from compression import pruners, rounders
+from compression import (
+    allocators,
+    compensations,
+    pruners,
+    schedules,
+    scores,
+)
+from compression import trained as ways  # a field is called trained
 from tasks.section import Amount, Count, OneOf, Section, rising_speeds
 
 Kind = Literal["heads", "neurons", "channels", "blocks", "vocabulary"]
@@ -47,12 +54,29 @@ class Prune(Section):
         "unstructured",
         description="unstructured, or N:M to keep N of every M consecutive weights, such as 2:4.",
     )
+    allocation: Annotated[str, OneOf(allocators.METHODS)] = Field(
+        "uniform",
+        description="How many of the zeros each layer takes; uniform: the same share everywhere; "
+        "evolutionary: searched by what the whole model loses, which takes minutes.",
+    )
+    generations: Count = Field(
+        40, ge=0, description="Generations of the evolutionary allocation's search."
+    )
+    offspring: Count = Field(16, ge=1, description="Candidates a generation of that search.")
     calibration: Literal["task", "generic"] = Field(
         "task", description="Inputs that the layers are solved for: the task's own, or other ones."
     )
     samples: Count = Field(512, ge=1, description="Most examples used for calibration.")
     rows_per_column: Amount | None = Field(
         8.0, gt=0, description="Inputs a layer's Hessian sees for each of its columns; null: all."
+    )
+    compensation: Annotated[str, OneOf(compensations.METHODS)] = Field(
+        "none",
+        description="What is put beside a pruned layer to make good what it lost, before any "
+        "training; eora: a dense layer of low rank, which costs weights and time.",
+    )
+    compensation_rank: Count = Field(
+        16, ge=1, description="Rank of that layer; where it would not save a weight there is none."
     )
     keep_dense: list[str] = Field(
         default_factory=lambda: ["stem"],
@@ -70,6 +94,14 @@ class Prune(Section):
         match = re.fullmatch(r"(\d+):(\d+)", value)
         if not match or not 0 < int(match[1]) < int(match[2]):
             raise ValueError("must be 'unstructured' or N:M with 0 < N < M, such as 2:4")
+        return value
+
+    @field_validator("allocation")
+    @classmethod
+    def _a_pattern_shares_evenly(cls, value: str, given: ValidationInfo) -> str:
+        pattern = given.data.get("pattern", "unstructured")
+        if pattern != "unstructured" and value != "uniform":
+            raise ValueError(f"must be uniform: pattern {pattern} fixes every layer's share")
         return value
 
 
@@ -105,6 +137,16 @@ class Shrink(Section):
         "evolutionary",
         description="How the sizes are chosen: dynamic for the best sum of layer errors alone, "
         "evolutionary to refine that by swaps judged on the whole model.",
+    )
+    score: Annotated[str, OneOf(scores.METHODS)] = Field(
+        "obs",
+        description="Which heads, neurons and channels leave a layer; obs: those whose work the "
+        "others take up best. The others are baselines (docs/methods.md).",
+    )
+    update: Literal["obs", "none"] = Field(
+        "obs",
+        description="What becomes of the weights that stay; obs: they are solved anew to take up "
+        "the work of what left; none: they stay as they are until the recovery.",
     )
     generations: Count = Field(20, ge=0, description="Generations of the evolutionary search.")
     offspring: Count = Field(16, ge=1, description="Candidates a generation of the search.")
@@ -145,8 +187,16 @@ class Shrink(Section):
 class Distill(Section):
     """Gradual pruning with recovery: rungs of {prune, distil from the teacher, masks held}."""
 
+    schedule: Annotated[str, OneOf(schedules.METHODS)] = Field(
+        "halving",
+        description="Sparsities on the way; halving: half of what remains each time; one_shot: "
+        "the target at once; cubic: distill.rung_count of them, the first steps the largest.",
+    )
     rungs: list[float] | None = Field(
-        None, description="Sparsities on the way, rising; left out: half of what remains each time."
+        None, description="Sparsities on the way, rising; left out: what distill.schedule says."
+    )
+    rung_count: int = Field(
+        4, ge=1, le=50, description="How many sparsities the cubic schedule passes."
     )
     steps: Count = Field(
         60,
@@ -154,6 +204,21 @@ class Distill(Section):
         description="Distillation steps of a half-dense model; a rung takes them in proportion to "
         "1/density (75 %: twice as many, 90 %: five times). 0 for none.",
     )
+    density_scaled: bool = Field(
+        True, description="Whether steps grow with 1/density; false: every rung takes as many."
+    )
+    total_steps: Count | None = Field(
+        None,
+        ge=0,
+        description="Distillation steps of all rungs together, in the same proportion, instead of "
+        "distill.steps: schedules are then comparable.",
+    )
+    trained: Annotated[str, OneOf(ways.METHODS)] = Field(
+        "full",
+        description="Which parameters are trained, the zeros held; full: all but embedding "
+        "tables. The others are for comparison (docs/methods.md).",
+    )
+    rank: Count = Field(16, ge=1, description="Rank of the change that low_rank trains.")
     batch_size: Count = Field(64, ge=2, description="Examples a distillation step.")
     labelled_share: float = Field(
         0.25,
@@ -162,7 +227,10 @@ class Distill(Section):
         description="Share of a batch drawn from the shots, where there is a pool.",
     )
     lr: Amount | None = Field(
-        None, gt=0, description="Peak learning rate of a rung; left out: 5e-4 image, 2e-4 text."
+        None,
+        gt=0,
+        description="Peak learning rate of a rung; left out: 5e-4 image, 2e-4 text, times what "
+        "distill.trained needs.",
     )
     weight_decay: Amount = Field(0.0, ge=0, description="AdamW's weight decay.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps until the peak.")
@@ -180,61 +248,6 @@ class Distill(Section):
     )
 
 
-class KeepFloat(Section):
-    """Which layers stay float in an INT8 graph: found on the shots, none where the graph holds."""
-
-    max_kl: Amount = Field(
-        0.1,
-        gt=0,
-        description="Largest accepted mean KL divergence, in nats, from the float graph's answers "
-        "to the INT8 graph's on the calibration examples.",
-    )
-    min_agreement: float = Field(0.95, ge=0, le=1, description="Least share of equal labels there.")
-    max_share: float = Field(
-        0.2, ge=0, lt=1, description="Largest share of the layers that may stay float."
-    )
-    samples: Count = Field(
-        64, ge=0, description="Most examples the search looks at; 0: every layer becomes INT8."
-    )
-
-
-class Quantize(Section):
-    """Low-precision weights and activations."""
-
-    format: Literal["int8", "int4", "none"] = Field(
-        "int8",
-        description="int8: 8-bit weights and activations; int4: 4-bit weights of Linear layers "
-        "alone, for bytes; none: keep float32.",
-    )
-    route: Literal["auto", "static", "fused", "dynamic"] = Field(
-        "auto",
-        description="Form of the INT8 graph: static (QDQ), fused (products with bias and scales "
-        "in one operator), dynamic (activation ranges at run time); auto: the fastest here.",
-    )
-    activation: Literal["auto", "uint8", "int8"] = Field(
-        "auto", description="Type of INT8 activations; auto: the faster one here."
-    )
-    method: Annotated[str, OneOf(rounders.METHODS)] = Field(
-        "gptq",
-        description="How weights are brought onto their grid; gptq: the column sweep with "
-        "rounding. The others are baselines (docs/methods.md).",
-    )
-    keep_float: KeepFloat = Field(
-        default=KeepFloat.model_validate({}),
-        description="When layers are left float because INT8 would hurt.",
-    )
-    calibration_report: Count = Field(
-        64,
-        ge=0,
-        description="Most calibration examples up to which the report tells how the INT8 graph "
-        "moves with their number (8, 16, 32, ...); 0: no such report.",
-    )
-    embeddings: Literal["none", "int8", "int4"] = Field(
-        "none", description="Precision of embedding tables, which only cost bytes. Text only."
-    )
-    activation_rule: Literal["minmax", "mse", "percentile"] = Field(
-        "mse", description="How an activation's range is chosen from its calibration histogram."
-    )
-    residual: Literal["float", "int8"] = Field(
-        "int8", description="Arithmetic of residual additions; int8 is faster on ResNets."
-    )
+# what recovery itself reads of the section: a rung's own steps are resolved before
+_OF_THE_LADDER = ("schedule", "rungs", "rung_count", "density_scaled", "total_steps")
+RECOVERY = tuple(f"distill.{name}" for name in Distill.model_fields if name not in _OF_THE_LADDER)

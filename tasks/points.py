@@ -103,6 +103,12 @@ def require_points(recipe: Recipe) -> None:
             "sweep.speedups: [] and sweep.sparsities: [] leave no point; name speeds such as "
             "[2, 3, 4] or shares of zeros such as [0.5, 0.75]"
         )
+    if recipe.distill.total_steps is not None and recipe.sweep.sparsities:
+        raise RecipeError(
+            f"distill.total_steps: {recipe.distill.total_steps} cannot be divided over "
+            "sweep.sparsities, whose every share is a point with steps of its own; leave it out "
+            "and set distill.steps"
+        )
 
 
 def between(low: float, high: float) -> float:

@@ -22,6 +22,8 @@ _BLOCK = {4: 32, 8: 0}  # numbers of a row that share a scale; 0: the whole row
         "quantize.format",
         "quantize.embeddings",
         "quantize.method",
+        "quantize.bits",
+        "quantize.mean_bits",
         "prune.rel_damp",
         "prune.rows_per_column",
         "prune.samples",
@@ -42,36 +44,48 @@ def quantize(
     from safetensors.torch import save_file
     from torch.nn import Linear
 
+    from compression.keeping import part_of
     from compression.quantize import quantize_embeddings, quantize_weights
     from models.checkpoint import load_bundle, save_bundle
     from models.structure import prunable_layers, segments
     from tasks import batches
+    from tasks.widths import choose_widths
 
     at, wanted = batches.device(), recipe.quantize
     bundle = load_bundle(model.folder)
     student = bundle.model.to(at)
     grids: dict[str, Any] = {}
+    chosen: dict[str, int] = {}
     if wanted.format != "none":
         blank = tuple(part.to(at) for part in batches.blank(bundle))
-        layers, bits = prunable_layers(student, blank), int(wanted.format.removeprefix("int"))
+        layers = prunable_layers(student, blank, factors=True)
+        bits = int(wanted.format.removeprefix("int"))
         if bits == 4:  # the runtime multiplies by 4-bit matrices; convolutions stay float
             layers = {name: layer for name, layer in layers.items() if isinstance(layer, Linear)}
         if not layers:
             raise RecipeError(
                 "quantize.format: int4 is for Linear layers, and the generalist has none; use int8"
             )
+        parts = segments(student, blank)
+        calibration = batches.calibration(recipe, data, bundle, generic=False, at=at)
+        if bits == 4 and (wanted.bits != "uniform" or wanted.mean_bits is not None):
+            sizes = {name: batches.weight_of(layer).numel() for name, layer in layers.items()}
+            chosen = choose_widths(
+                recipe, student, parts, calibration, sizes, _BLOCK[bits], at, progress, keeper
+            )
+        widths: int | dict[str, int] = chosen or bits
         weights = quantize_weights(
             student,
-            segments(student, blank),
-            batches.calibration(recipe, data, bundle, generic=False, at=at),
+            parts,
+            calibration,
             list(layers),
             method=wanted.method,
-            bits=bits,
+            bits=widths,
             block=_BLOCK[bits] or None,
             rel_damp=recipe.prune.rel_damp,
             rows_per_column=recipe.prune.rows_per_column,
             progress=progress,
-            keeper=keeper,
+            keeper=part_of(keeper, "round") if chosen else keeper,
         )
         grids |= {f"weight {name}": grid for name, grid in weights.items()}
     if wanted.embeddings != "none":
@@ -86,4 +100,5 @@ def quantize(
         for part, x in zip(("integers", "scale"), pair, strict=True)
     }
     save_file({name: tensor.contiguous() for name, tensor in flat.items()}, into / GRIDS)
-    return {"layers": sum(name.startswith("weight") for name in grids)}
+    told: dict[str, Any] = {"bits": chosen} if chosen else {}
+    return {"layers": sum(name.startswith("weight") for name in grids), **told}

@@ -7,6 +7,7 @@ from typing import Any
 
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
+from tasks.methods import RECOVERY
 from tasks.partial import Partial, files_of
 from tasks.progress import Callback
 from tasks.stage import stage
@@ -26,13 +27,15 @@ _JUDGED = {"cpu": 256, "cuda": 512}
         "shrink.path",  # none in the recipe of a step: a longer path shares its beginning
         "shrink.steps",
         "shrink.search",
+        "shrink.score",
+        "shrink.update",
         "shrink.generations",
         "shrink.offspring",
         "shrink.margin",
         "shrink.multiple",
         "shrink.vocabulary_extra",
         "shrink_step",
-        "distill",
+        *RECOVERY,
         "quantize.format",
         "quantize.embeddings",
         "prune.samples",
@@ -132,6 +135,8 @@ def shrink(
                 now,
                 levels,
                 folder,
+                score=asked.score,
+                update=asked.update == "obs",
                 rel_damp=rel_damp,
                 rows_per_column=rows,
                 progress=progress,
@@ -163,6 +168,8 @@ def shrink(
         calibration,
         now,
         chosen.sizes,
+        score=asked.score,
+        update=asked.update == "obs",
         rel_damp=rel_damp,
         rows_per_column=rows,
         progress=progress,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-import compression.schedule  # noqa: F401  (recipe.rungs asks it which graphs there are)
+import compression.schedules  # noqa: F401  (recipe.rungs asks it which graphs there are)
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
 from tasks.digests import DIGITS, source_digest
@@ -49,7 +49,9 @@ def _outside(recipe: Recipe) -> dict[str, str]:
         "task.allow_outside_files",
         "prune",
         "quantize",
+        "distill.schedule",
         "distill.rungs",
+        "distill.rung_count",
         "sparsity",
         "shrinks",
     ),

@@ -15,5 +15,8 @@ METHODS = Registry(
     "prune",
     {
         "sweep": "compression.pruners.sweep",
+        "magnitude": "compression.pruners.magnitude",
+        "wanda": "compression.pruners.wanda",
+        "obs": "compression.pruners.obs",
     },
 )

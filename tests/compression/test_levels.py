@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from compression.allocate import allocate
+from compression.database import Stitcher
 from compression.errors import UnreachableBudget
-from compression.levels import Stitcher, build_levels
+from compression.levels import build_levels
 from compression.search import SearchSettings
 from compression.shrink import remove_structure
 

@@ -18,7 +18,7 @@ from compression.losses import UNLABELLED, cross_entropy, square_head, temperatu
 from compression.prune import masks_of, prune_layers
 from compression.quantize import quantize_embeddings, quantize_weights
 from compression.recovery import RecoverySettings
-from compression.schedule import halving_rungs
+from compression.schedules.halving import rungs as halving_rungs
 from compression.sequential import walk
 
 

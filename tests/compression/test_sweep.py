@@ -48,6 +48,57 @@ def test_factor_inverts_the_damped_hessian(generator):
     assert torch.equal(factor.upper, factor.upper.triu())
 
 
+@pytest.mark.parametrize("columns", [129, 300, 1100])  # beyond what is factorised in one piece
+def test_the_factor_by_halves_is_the_one_from_lapack(generator, columns):
+    _, hessian = problem(generator, columns=columns, samples=columns + 40, groups=2)
+    factor = factor_of(hessian)
+    inverse = torch.linalg.inv(factor.damped)
+    expected = torch.linalg.cholesky(inverse, upper=True)
+    assert torch.allclose(factor.upper, expected, rtol=1e-6, atol=1e-9 * float(expected.max()))
+    assert torch.equal(factor.upper, factor.upper.triu())
+
+
+def test_a_hessian_whose_first_half_alone_is_wrong_is_told():
+    hessian = torch.eye(400, dtype=F64)[None].repeat(2, 1, 1)
+    hessian[1, 3, 3] = -1.0
+    with pytest.raises(CholeskyError):
+        factor_of(hessian)
+
+
+def column_by_column(weight, upper, keep_of, step, grid=None):
+    """The recursion as the papers write it, every column to the right updated at once."""
+    W, kept = weight.clone(), torch.ones_like(weight, dtype=torch.bool)
+    for c in range(W.shape[-1]):
+        if c % step == 0:
+            kept[..., c : c + step] = keep_of(W, c)
+        q = W[..., c] if grid is None else grid.column(W[..., c], c)
+        q = q * kept[..., c]
+        error = (W[..., c] - q) / upper[:, c, c, None]
+        W[..., c + 1 :] -= error[..., None] * upper[:, None, c, c + 1 :]
+        W[..., c] = q
+    return W
+
+
+@pytest.mark.parametrize("panel", [1, 8, 24, 1000])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_blocks_and_panels_are_the_plain_recursion(generator, panel, rounded):
+    weight, hessian = problem(generator, columns=100, groups=2)
+    factor = factor_of(hessian)
+    rule = NofM(2, 4)
+    rule.prepare(weight, weight)
+    pivots = factor.upper.diagonal(dim1=-2, dim2=-1)[:, None]
+
+    def keep_of(W, c):
+        stop = min(c + 8, 100)
+        return rule.keep(c, stop, (W[..., c:stop] / pivots[..., c:stop]).square())
+
+    grid = row_grid(weight, bits=4) if rounded else None
+    swept = sweep(weight, factor, NofM(2, 4), grid=grid, block_columns=8, panel_columns=panel)
+    expected = column_by_column(weight, factor.upper, keep_of, 8, grid)
+    assert torch.allclose(swept.weight, expected, atol=1e-9)
+    assert torch.equal(swept.kept, (expected != 0) if not rounded else swept.kept)
+
+
 @pytest.mark.parametrize("zeros", [0, 1, 97, 240, 479, 480])
 def test_counts_are_exact(generator, zeros):
     weight, hessian = problem(generator)

@@ -11,14 +11,21 @@ from torch import nn
 from exports.census import census
 from exports.graph import export_onnx
 from exports.grids import QuantizationError
-from exports.onnxfile import array, initializers, layers, load_model, packed_integers
+from exports.onnxfile import (
+    array,
+    attribute,
+    initializers,
+    layers,
+    load_model,
+    packed_integers,
+)
 from exports.runtime import run_logits, session
 from exports.weightonly import BlockGrid, quantize_weight_only
 
 from .conftest import Exported
 
 
-def block_grid(weight: np.ndarray, block: int = 16, zeros: float = 0.0) -> BlockGrid:
+def block_grid(weight: np.ndarray, block: int = 16, zeros: float = 0.0, bits: int = 4) -> BlockGrid:
     """Round to nearest, a scale a block of columns, after zeroing a share of the weights."""
     if zeros:
         weight = np.where(np.random.default_rng(0).random(weight.shape) < zeros, 0, weight)
@@ -28,20 +35,23 @@ def block_grid(weight: np.ndarray, block: int = 16, zeros: float = 0.0) -> Block
     whole[:, :columns] = weight
     parts = whole.reshape(rows, blocks, block)
     top = np.abs(parts).max(axis=2)
-    scale = np.where(top > 0, top / 7, 1e-3).astype(np.float32)
+    scale = np.where(top > 0, top / (2 ** (bits - 1) - 1), 1e-3).astype(np.float32)
     integers = np.rint(parts / scale[..., None]).astype(np.int8).reshape(rows, -1)[:, :columns]
-    return BlockGrid(integers, scale, block)
+    return BlockGrid(integers, scale, block, bits)
 
 
-def on_grid(item: Exported, path: Path, zeros: float = 0.0) -> dict[str, BlockGrid]:
-    """Write the FP32 file with its Linear weights on 4-bit grids; the grids by initializer."""
+def on_grid(
+    item: Exported, path: Path, zeros: float = 0.0, widths: tuple[int, ...] = (4,)
+) -> dict[str, BlockGrid]:
+    """Write the FP32 file with its Linear weights on grids, widths in turn; by initializer."""
     model = load_model(item.fp32)
     stored, grids = initializers(model), {}
     for layer in layers(model):
         if layer.is_conv:
             continue
         weight = array(stored[layer.weight])
-        grid = block_grid(weight.T if layer.rows_axis == 1 else weight, zeros=zeros)
+        matrix = weight.T if layer.rows_axis == 1 else weight
+        grid = block_grid(matrix, zeros=zeros, bits=widths[len(grids) % len(widths)])
         values = grid.values().T if layer.rows_axis == 1 else grid.values()
         tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(values), layer.weight)
         stored[layer.weight].CopyFrom(tensor)
@@ -52,11 +62,12 @@ def on_grid(item: Exported, path: Path, zeros: float = 0.0) -> dict[str, BlockGr
 
 @pytest.mark.parametrize("columns", [32, 40])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_product_equals_the_arithmetic_of_the_grid(tmp_path, columns, bias) -> None:
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_product_equals_the_arithmetic_of_the_grid(tmp_path, columns, bias, bits) -> None:
     """Oracle: numpy; 40 columns leave half of the last block empty."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(columns, 24, bias=bias))
-    grid = block_grid(model[0].weight.detach().numpy())
+    grid = block_grid(model[0].weight.detach().numpy(), bits=bits)
     with torch.no_grad():
         model[0].weight.copy_(torch.from_numpy(grid.values()))
     fp32, out = tmp_path / "f.onnx", tmp_path / "q.onnx"
@@ -84,6 +95,32 @@ def test_a_network_keeps_its_logits(exported, tmp_path, family: str) -> None:
     by_numbers = {f"layer{i}": grid for i, grid in enumerate(grids.values())}
     quantize_weight_only(tmp_path / "f.onnx", tmp_path / "n.onnx", weights=by_numbers)
     assert (tmp_path / "n.onnx").read_bytes() == out.read_bytes()
+
+
+@pytest.mark.parametrize("family", ["deit", "bert"])
+def test_layers_of_several_widths_keep_the_logits(exported, tmp_path, family: str) -> None:
+    item: Exported = exported(family)
+    grids = on_grid(item, tmp_path / "f.onnx", widths=(8, 4, 2))
+    assert {grid.bits for grid in grids.values()} == {2, 4, 8}
+    feed = item.feed(6)
+    exact = run_logits(session(tmp_path / "f.onnx"), feed)
+    for level, tolerance in ((1, 1e-4), (4, 0.05)):
+        out = tmp_path / f"q{level}.onnx"
+        quantize_weight_only(tmp_path / "f.onnx", out, weights=grids, accuracy_level=level)
+        got = run_logits(session(out), feed)
+        assert np.abs(got - exact).max() <= tolerance * np.abs(exact).max()
+    model = load_model(out)
+    stored = initializers(model)
+    for layer in layers(model):
+        if layer.node.op_type != "MatMulNBits":
+            continue
+        grid = grids[layer.weight.removesuffix("_quantized")]
+        assert attribute(layer.node, "bits") == grid.bits
+        packed = array(stored[layer.weight])
+        assert packed.nbytes == grid.scale.size * grid.block * grid.bits // 8
+        assert np.array_equal(packed_integers(layer.node, packed), grid.integers)
+    before, after = census(tmp_path / "f.onnx"), census(out)
+    assert after.pop("bytes") < before.pop("bytes") and after == before
 
 
 def test_the_census_counts_what_is_packed(exported, tmp_path) -> None:
@@ -132,5 +169,7 @@ def test_bad_grids_are_refused(exported, tmp_path) -> None:
     refused({name: BlockGrid(grid.integers, grid.scale, 32)}, "expected float32")
     refused({name: BlockGrid(grid.integers, grid.scale, 24)}, "powers of two")
     refused({name: BlockGrid(grid.integers[:3], grid.scale[:3], 16)}, "the graph")
+    refused({name: BlockGrid(grid.integers, grid.scale, 16, bits=2)}, r"leave \[-2, 1\]")
+    refused({name: BlockGrid(grid.integers, grid.scale, 16, bits=3)}, "takes 2, 4 and 8")
     refused({conv: grid}, "convolution")
     refused({name: grid}, "not among", exclude=["elsewhere"])

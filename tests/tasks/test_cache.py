@@ -94,7 +94,7 @@ def test_every_part_of_a_key_counts(rooms: Path, monkeypatch: pytest.MonkeyPatch
 
 STAGES = (
     *("prepare", "load", "teach", "profile", "shrink", "prune", "trim"),
-    *("quantize", "export", "verify"),
+    *("smooth", "quantize", "export", "verify"),
 )
 
 
@@ -110,6 +110,7 @@ def test_our_own_stages_reach_the_rooms_they_use(name: str) -> None:
         "shrink": {"compression.structured", "compression.search", "models.shrinking"},
         "prune": {"compression.sweep", "compression.recovery", "models.structure"},
         "trim": {"models.vocabulary"},
+        "smooth": {"compression.smoothing.repq", "models.feeds"},
         "quantize": {"compression.grids", "models.structure"},
         "export": {"exports.graph", "exports.quantize", "tasks.lower"},
         "verify": {"exports.verdict", "exports.latency", "tasks.judge"},

@@ -65,6 +65,7 @@ INPUTS = {
     "shrink": ("prepare", "teach", "teach", "profile"),
     "prune": ("prepare", "teach", "shrink"),
     "trim": ("prepare", "prune"),
+    "smooth": ("prepare", "prune"),
     "quantize": ("prepare", "prune"),
     "export": ("prepare", "quantize"),
     "held_out": ("prepare", "export", "export"),

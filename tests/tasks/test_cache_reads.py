@@ -199,7 +199,7 @@ def test_several_draws_in_four_bits(
     # what is in the test set is no calibration
     other = str(write_rows(tmp_path / "other.jsonl", text_rows(8, 7)))
     changes = {
-        "quantize": {"format": "int4"},
+        "quantize": {"format": "int4", "bits": "integer", "mean_bits": 5.0},
         "prune": {"calibration": "generic", "pattern": "2:4", "sparsity": None},
         "task": {"generic": other},
         "limits": {"samples": 8, "outside": other},

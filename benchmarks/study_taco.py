@@ -1,0 +1,430 @@
+"""TACO's claims: task-aware calibration, the ladder, shots, sparsities, five models, allocation.
+
+After Kurtic, Hoefler and Alistarh, "TACO: Task-Aware COmpression" (arXiv 2303.14409). Five models,
+three tasks each (one for MobileNetV2), seeds 0 to 2, single weights pruned, float32 graphs (what
+INT8 adds is `study_interplay.py`'s question), scored in ONNX Runtime on the whole test set.
+
+    python benchmarks/study_taco.py plan|pack|run|table ...    (see benchmarks/study.py)
+
+Blocks, most wanted first; a machine that ends early leaves whole blocks:
+
+    1 calibration      one shot, no recovery: task-aware against generic inputs, equal samples
+    2 allocation       one shot, no recovery: every allocation against uniform
+    3 frontier-pool    ladder to 95 % with the unlabelled pool, best allocation
+    4 frontier-shots   the same with the shots alone
+    5 recovered        ladder to 90 %, shots alone, generic inputs, against block 4
+    6 one-shot         90 % at once with the whole ladder's training, pool, against block 3
+    7 uniform-pool     ladder to 90 % with the pool, uniform allocation, against block 3
+    8 few and many     ladder to 90 %, 4 and 64 shots
+    9 recovered-pool   ladder to 90 %, pool, generic inputs, against block 3
+
+What it takes: `benchmarks/results/specialists.jsonl` holds seconds of rungs on H200s with three
+processes each: 17 + 25 + 55 for DeiT-S to 90 % at 150 steps, 13 + 20 + 44 for MiniLM, about
+20 + 25 + 40 at 100 steps for the convolutional ones, some 10 for a teacher. A ladder to 95 %
+doubles its last rung: about 200 s a row, 100 s to 90 %, 25 s a row without recovery. Twelve
+processes on two H200s give 18,000 process seconds in 25 minutes, if six a GPU are no slower than
+three: blocks 1 to 3 (78 * 25 + 78 * 40 + 39 * 200 = 12,900 s) in a first session, 4 and 5
+(39 * 200 + 39 * 100 = 11,700 s) in a second, 6 to 9 (39 * 120 + 39 * 100 + 150 * 90 + 39 * 100,
+26,000 s) in two more. `--steps 100` takes a third off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tasks.config import Recipe
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.study import (
+    GENERIC,
+    NO_POOL,
+    TASKS,
+    Row,
+    Study,
+    accepted,
+    at_path,
+    begin,
+    clustered,
+    first_accepted,
+    grid,
+    interval,
+    job_of,
+    main,
+    markdown,
+    merged,
+    paired,
+    recipe_of,
+    score,
+    spread,
+    told_of,
+)
+
+LADDER = (0.5, 0.75, 0.9, 0.95)
+STEPS = 150
+ALLOCATIONS = ("evolutionary", "dynamic", "global", "integer", "uniform")
+KEYS = ("model", "task", "seed", "shots", "pool", "sparsity")
+
+
+def row_of(
+    block: str,
+    model: str,
+    task: str,
+    seed: int,
+    *,
+    to: float,
+    shots: int = 16,
+    pool: bool = False,
+    calibration: str = "task",
+    allocation: str | None = None,
+    schedule: str = "ladder",
+    steps: int = STEPS,
+) -> Row:
+    """One row; `schedule` is ladder, one-shot (with the ladder's training) or bare (with none)."""
+    passed = tuple(rung for rung in LADDER if rung <= to)
+    prune: dict[str, Any] = {"sparsity": to, "calibration": calibration}
+    if allocation is not None and allocation != "uniform":
+        prune["allocation"] = allocation
+    if schedule == "one-shot":
+        # a rung at sparsity r takes steps / (2 (1 - r)): the sum over the ladder, all in the last
+        steps = round(steps * sum(1 / (1 - rung) for rung in passed) * (1 - to))
+    distill: dict[str, Any] = {"steps": 0 if schedule == "bare" else steps, "labelled_share": 0.5}
+    distill["rungs"] = list(passed) if schedule == "ladder" else [to]
+    data: dict[str, Any] = {}
+    if calibration == "generic" and task in GENERIC:
+        data = {"task": {"generic": f"SOURCES/{GENERIC[task]}/train.parquet"}}
+    recipe = recipe_of(model, task, shots=shots, seed=seed, pool=pool, prune=prune, distill=distill)
+    allocation = allocation or "uniform"
+    where = f"taco/{block}/{model}/{task}/s{seed}/{shots}-{'pool' if pool else 'shots'}"
+    name = f"{where}/{calibration}-{allocation}-{schedule}"
+    points = passed if schedule == "ladder" else (to,)
+    return {
+        "id": f"{name}/to-{to:g}",
+        "name": name,
+        "ids": [f"{name}/{rung:g}" for rung in points],
+        "block": block,
+        "model": model,
+        "task": task,
+        "seed": seed,
+        "shots": shots,
+        "pool": pool,
+        "calibration": calibration,
+        "allocation": allocation,
+        "schedule": schedule,
+        "recipe": merged(recipe, data),
+    }
+
+
+def rows(args: argparse.Namespace) -> list[Row]:
+    """All rows, most wanted first."""
+    cells, found = grid(args), []
+    one = partial(row_of, steps=STEPS if args.steps is None else args.steps)
+    best = first_accepted("prune.allocation", ALLOCATIONS)
+    for model, task, seed in cells:
+        for to in (0.75, 0.9, 0.5):
+            for kind in ("task", "generic"):
+                found.append(
+                    one("calibration", model, task, seed, to=to, calibration=kind, schedule="bare")
+                )
+    others = [x for x in ALLOCATIONS[:-1] if accepted(at_path("prune.allocation", x))]
+    for model, task, seed in cells:
+        for to in (0.9, 0.75):
+            for allocation in others:
+                found.append(
+                    one(
+                        "allocation",
+                        model,
+                        task,
+                        seed,
+                        to=to,
+                        allocation=allocation,
+                        schedule="bare",
+                    )
+                )
+    for model, task, seed in cells:
+        found.append(one("frontier-pool", model, task, seed, to=0.95, pool=True, allocation=best))
+    for model, task, seed in cells:
+        found.append(one("frontier-shots", model, task, seed, to=0.95, allocation=best))
+    for model, task, seed in cells:
+        found.append(
+            one("recovered", model, task, seed, to=0.9, calibration="generic", allocation=best)
+        )
+    for model, task, seed in cells:
+        found.append(
+            one(
+                "one-shot",
+                model,
+                task,
+                seed,
+                to=0.9,
+                pool=True,
+                allocation=best,
+                schedule="one-shot",
+            )
+        )
+    for model, task, seed in cells:
+        if best not in (None, "uniform"):
+            found.append(one("uniform-pool", model, task, seed, to=0.9, pool=True))
+    for model, task, seed in cells:
+        for shots in (4, 64):
+            for pool in (True, False):
+                if not pool or (task, shots) not in NO_POOL:
+                    found.append(
+                        one(
+                            "few-and-many",
+                            model,
+                            task,
+                            seed,
+                            to=0.9,
+                            shots=shots,
+                            pool=pool,
+                            allocation=best,
+                        )
+                    )
+    for model, task, seed in cells:
+        found.append(
+            one(
+                "recovered-pool",
+                model,
+                task,
+                seed,
+                to=0.9,
+                pool=True,
+                calibration="generic",
+                allocation=best,
+            )
+        )
+    return found
+
+
+def work(row: Row, recipe: Recipe, jobs: Any) -> None:
+    """One ladder, or one leap; every rung becomes a job for the scorers."""
+    from tasks.prune import prune
+
+    data, _, teacher = begin(row, recipe)
+    student, seconds = teacher, 0.0
+    for rung in recipe.rungs:
+        student = prune.compute(recipe.at_rung(rung), data, teacher, student)
+        seconds += student.seconds
+        facts = {"id": f"{row['name']}/{rung:g}", "sparsity": rung, "seconds": seconds}
+        rung_told = {key: value for key, value in student.metrics.items() if key != "dense"}
+        jobs.put(job_of(row, recipe, data, teacher, student, **facts, rung=rung_told))
+
+
+# --- what the rows say ----------------------------------------------------------------------------
+
+
+def where(found: list[Row], **values: Any) -> list[Row]:
+    """Rows that have these values; a tuple allows several."""
+    return [
+        row
+        for row in found
+        if all(row[k] in v if isinstance(v, tuple) else row[k] == v for k, v in values.items())
+    ]
+
+
+def contrasts(found: list[Row]) -> list[tuple[str, dict[tuple[Any, ...], float], str]]:
+    """(what, differences in points by model, task, ..., rows it is from) of every comparison."""
+    fine = [row for row in found if "failed" not in row]
+    points = [{**row, "points": 100 * row["accuracy"]} for row in fine]
+    listed = []
+
+    def add(what: str, rows: list[Row], key: str, one: Any, other: Any, source: str) -> None:
+        pairs = paired(rows, key, one, other, of="points", over=KEYS)
+        listed.append((what, pairs, source))
+
+    for at in (0.5, 0.75, 0.9):
+        bare = where(points, block="calibration", sparsity=at)
+        add(
+            f"task-aware minus generic calibration, {at:.0%}, no recovery",
+            bare,
+            "calibration",
+            "task",
+            "generic",
+            "taco/calibration/*",
+        )
+    for at in (0.75, 0.9):
+        for pool, blocks in (
+            (False, ("frontier-shots", "recovered")),
+            (True, ("frontier-pool", "recovered-pool")),
+        ):
+            data = "pool" if pool else "shots alone"
+            add(
+                f"task-aware minus generic calibration, {at:.0%}, ladder, {data}",
+                where(points, block=blocks, sparsity=at, shots=16),
+                "calibration",
+                "task",
+                "generic",
+                f"taco/{blocks[0]}/*, taco/{blocks[1]}/*",
+            )
+    for at in (0.75, 0.9):
+        for allocation in ALLOCATIONS[:-1]:
+            bare = where(
+                points, block=("calibration", "allocation"), sparsity=at, calibration="task"
+            )
+            add(
+                f"{allocation} minus uniform allocation, {at:.0%}, no recovery",
+                bare,
+                "allocation",
+                allocation,
+                "uniform",
+                "taco/allocation/*, taco/calibration/*",
+            )
+    ladders = where(points, block=("frontier-pool", "uniform-pool"), sparsity=0.9)
+    for allocation in ALLOCATIONS[:-1]:
+        add(
+            f"{allocation} minus uniform allocation, 90%, ladder, pool",
+            ladders,
+            "allocation",
+            allocation,
+            "uniform",
+            "taco/frontier-pool/*, taco/uniform-pool/*",
+        )
+    leaps = where(points, block=("frontier-pool", "one-shot"), sparsity=0.9)
+    add(
+        "ladder minus one shot at equal training, 90%, pool",
+        leaps,
+        "schedule",
+        "ladder",
+        "one-shot",
+        "taco/frontier-pool/*, taco/one-shot/*",
+    )
+    frontier = where(points, block=("frontier-pool", "frontier-shots"))
+    for at in LADDER:
+        pairs = paired(
+            where(frontier, sparsity=at),
+            "pool",
+            True,
+            False,
+            of="points",
+            over=("model", "task", "seed"),
+        )
+        listed.append(
+            (
+                f"pool minus shots alone, {at:.0%}, ladder",
+                pairs,
+                "taco/frontier-pool/*, taco/frontier-shots/*",
+            )
+        )
+    return [item for item in listed if item[1]]
+
+
+def contrast_table(found: list[Row]) -> str:
+    """Every comparison with two intervals: over all pairs, and over models and tasks."""
+    lines = [
+        (what, interval(list(pairs.values())), clustered(pairs), f"`{source}`")
+        for what, pairs, source in contrasts(found)
+    ]
+    heads = ("difference in accuracy, points", "mean [95 %] (pairs)", "over model and task", "rows")
+    return markdown(heads, lines) if lines else ""
+
+
+def frontier_table(found: list[Row]) -> str:
+    """Drop by model, task and sparsity; the mean over tasks of each model."""
+    fine = [row for row in found if "failed" not in row and row["calibration"] == "task"]
+    fine = where(fine, schedule="ladder", block=("frontier-pool", "frontier-shots", "few-and-many"))
+    drops: dict[tuple[Any, ...], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    ratios: dict[float, list[float]] = defaultdict(list)
+    for row in fine:
+        data = f"{row['shots']} + pool" if row["pool"] else str(row["shots"])
+        for task in (row["task"], "all"):
+            drops[row["model"], task, data][row["sparsity"]].append(row["drop"])
+        ratios[row["sparsity"]].append(row["nonzero_ratio"])
+    passed = sorted(ratios)
+    heads = [f"{at:.0%} ({sum(ratios[at]) / len(ratios[at]):.1f}x)" for at in passed]
+    order = list(TASKS)
+    lines = []
+    for (model, task, data), by in sorted(
+        drops.items(), key=lambda item: (order.index(item[0][0]), item[0][1] == "all", *item[0][1:])
+    ):
+        if task == "all" and len(TASKS[model]) == 1:
+            continue
+        lines.append((model, task, data, *(spread(by.get(at, [])) for at in passed)))
+    return markdown(("model", "task", "shots", *heads), lines) if lines else ""
+
+
+def within_table(found: list[Row]) -> str:
+    """Which models lose at most two points with the pool, by sparsity: mean drop and interval."""
+    fine = where([row for row in found if "failed" not in row], block="frontier-pool")
+    lines = []
+    for model in TASKS:
+        cells = []
+        for at in LADDER:
+            x = interval([100 * row["drop"] for row in where(fine, model=model, sparsity=at)])
+            within = "" if not x.n else (" within 2" if x.mean <= 2 else " beyond 2")
+            cells.append(f"{x}{within}")
+        if any(cells):
+            lines.append((model, *cells))
+    return markdown(("model", *(f"{1 / (1 - at):.0f}x" for at in LADDER)), lines) if lines else ""
+
+
+def table(found: list[Row]) -> str:
+    """The study as Markdown."""
+    parts = [told_of(found)]
+    if frontier := frontier_table(found):
+        parts += [
+            "Drop in points, teacher minus specialist, ladder, task-aware; mean (standard "
+            "deviation; runs). Column heads: zeros, and the ratio of nonzeros read from the "
+            "files.",
+            frontier,
+        ]
+    if within := within_table(found):
+        parts += [
+            "Mean drop over tasks and seeds with the pool, in points [95 % interval] (runs), "
+            "by ratio of nonzeros:",
+            within,
+        ]
+    if compared := contrast_table(found):
+        parts += [
+            "Comparisons, paired by model, task, seed and data. The second interval takes "
+            "the mean over seeds first, since seeds of one model and task are alike.",
+            compared,
+        ]
+    return "\n\n".join(parts)
+
+
+def picture(found: list[Row], path: Path) -> None:
+    """Accuracy drop over sparsity, a panel a model, with the pool and without."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    figure, panels = plt.subplots(1, len(TASKS), figsize=(3.2 * len(TASKS), 3), sharey=True)
+    for panel, model in zip(np.atleast_1d(panels), TASKS, strict=True):
+        for block, label in (("frontier-pool", "with pool"), ("frontier-shots", "shots alone")):
+            ours = where(found, block=block, model=model)
+            at = sorted({row["sparsity"] for row in ours})
+            drops = [[100 * row["drop"] for row in where(ours, sparsity=x)] for x in at]
+            if at:
+                bars = [np.std(x, ddof=1) if len(x) > 1 else 0 for x in drops]
+                panel.errorbar(
+                    range(len(at)),
+                    [np.mean(x) for x in drops],
+                    bars,
+                    label=label,
+                    capsize=3,
+                    marker="o",
+                )
+                panel.set_xticks(range(len(at)), [f"{x:.0%}" for x in at])
+        panel.axhline(2, color="grey", linewidth=0.8, linestyle=":")
+        panel.set_title(model, fontsize=9)
+        panel.set_xlabel("zeros")
+    np.atleast_1d(panels)[0].set_ylabel("drop, points")
+    if np.atleast_1d(panels)[0].get_legend_handles_labels()[0]:
+        np.atleast_1d(panels)[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+STUDY = Study("taco", __doc__.splitlines()[0], rows, work, score, table, picture)
+
+if __name__ == "__main__":
+    main(STUDY)

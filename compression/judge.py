@@ -1,0 +1,160 @@
+"""What an allocation costs: the stitched model's divergence from the teacher, level by level."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from compression.database import Database, ItemLike, Stitcher
+from compression.keeping import Keeper
+from compression.losses import temperature_kl
+from compression.search import Levels
+from compression.sequential import Batch
+
+
+def spread_rows(calibration: Callable[[], Iterable[Batch]], rows: int, seed: int) -> list[Batch]:
+    """Batches drawn from all of them, until they hold ``rows`` examples or more, then mixed.
+
+    Neighbours may be all of one kind: texts come by length, shots by class.
+    """
+    sizes = [len(batch[0]) for batch in calibration()]
+    taken: list[int] = []
+    for at in random.Random(seed).sample(range(len(sizes)), len(sizes)):
+        if sum(sizes[known] for known in taken) >= rows:
+            break
+        taken.append(at)
+    found = {at: batch for at, batch in enumerate(calibration()) if at in taken}
+    return _mixed([found[at] for at in taken], seed)
+
+
+def _mixed(batches: Sequence[Batch], seed: int) -> list[Batch]:
+    """Batches of the same sizes whose rows are drawn from all batches of their shape."""
+    shapes: dict[tuple[torch.Size, ...], list[int]] = {}
+    for at, batch in enumerate(batches):
+        shapes.setdefault(tuple(part.shape[1:] for part in batch), []).append(at)
+    found = list(batches)
+    generator = torch.Generator().manual_seed(seed)
+    for places in shapes.values():
+        sizes = [len(batches[at][0]) for at in places]
+        order = torch.randperm(sum(sizes), generator=generator)
+        parts = [
+            torch.cat(part)[order.to(part[0].device)].split(sizes)
+            for part in zip(*(batches[at] for at in places), strict=True)
+        ]
+        for at, batch in zip(places, zip(*parts, strict=True), strict=True):
+            found[at] = batch
+    return found
+
+
+def _merged(batches: Sequence[Batch], rows: int) -> list[Batch]:
+    """Neighbouring batches of equal shapes joined up to ``rows``: fewer launches on a GPU."""
+    found: list[Batch] = []
+    for batch in batches:
+        last = found[-1] if found else None
+        if (
+            last is not None
+            and len(last[0]) + len(batch[0]) <= rows
+            and all(a.shape[1:] == b.shape[1:] for a, b in zip(last, batch, strict=True))
+        ):
+            found[-1] = tuple(torch.cat(pair) for pair in zip(last, batch, strict=True))
+        else:
+            found.append(batch)
+    return found
+
+
+class Judge:
+    """Mean KL(teacher || stitched student) on fixed batches, at temperature 1."""
+
+    def __init__(
+        self,
+        stitcher: Stitcher,
+        teacher: nn.Module,
+        batches: Sequence[Batch],
+        device: torch.device,
+        autocast_bf16: bool,
+    ) -> None:
+        self.stitcher = stitcher
+        self.batches = _merged(batches, 128) if device.type == "cuda" else list(batches)
+        self.kind, self.bf16 = device.type, autocast_bf16
+        self.targets = [self._run(teacher, batch) for batch in self.batches]
+
+    @torch.no_grad()
+    def _run(self, model: nn.Module, batch: Batch) -> Tensor:
+        with torch.autocast(self.kind, torch.bfloat16, enabled=self.bf16):
+            return model(*batch).float()
+
+    def __call__(self, levels: Levels, share: float = 1.0) -> float:
+        """Of an allocation, on the first ``share`` of the batches."""
+        model = self.stitcher.set(levels)
+        count = max(1, round(share * len(self.batches)))
+        total = torch.zeros((), device=self.targets[0].device)
+        rows = 0
+        for batch, target in zip(self.batches[:count], self.targets[:count], strict=True):
+            total += temperature_kl(self._run(model, batch), target, 1.0) * len(target)
+            rows += len(target)
+        return float(total) / rows
+
+
+def probe(
+    database: Database,
+    items: Sequence[ItemLike],
+    judge: Judge,
+    keeper: Keeper | None = None,
+    *,
+    base: Levels | None = None,
+    shown: Sequence[Sequence[int]] | None = None,
+) -> list[list[float]]:
+    """The divergence that each level of each item adds by itself, in nats.
+
+    Measured at a few levels; between them, and beyond, linear in the layer loss.
+
+    Args:
+        base: the levels of all the others; None for every item as it is. At its own an item adds
+            nothing; what costs more layer loss than that adds no less, and the other way round.
+        shown: the levels that are measured; None for each item's middle and smallest.
+        keeper: where finished items are kept; None keeps nothing.
+    """
+    base = (0,) * len(items) if base is None else base
+    kept = None if keeper is None else keeper.load()
+    level_base = judge(base) if kept is None else kept["base"]
+    found: list[list[float]] = [] if kept is None else kept["found"]
+    for at, item in list(enumerate(items))[len(found) :]:
+        losses = database.losses[item.name]
+        last = len(losses) - 1
+        measured = sorted({(last + 1) // 2, last} if shown is None else set(shown[at]))
+        points = [(losses[base[at]], 0.0)]
+        for level in measured:
+            if level != base[at]:
+                only = (*base[:at], level, *base[at + 1 :])
+                points.append((losses[level], judge(only) - level_base))
+        found.append([_interpolated(_monotone(points), loss) for loss in losses])
+        if keeper is not None and (keeper.due() or at + 1 == len(items)):
+            keeper.save({"base": level_base, "found": found})
+    judge((0,) * len(items))
+    return found
+
+
+def _monotone(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """(loss, divergence) rising in both from the first point, which is not moved."""
+    (middle, still), *others = points
+    found = [(middle, still)]
+    for loss, value in sorted(point for point in others if point[0] >= middle):
+        found.append((loss, max(value, found[-1][1])))
+    for loss, value in sorted((point for point in others if point[0] < middle), reverse=True):
+        found.insert(0, (loss, min(value, found[0][1])))
+    return found
+
+
+def _interpolated(points: Sequence[tuple[float, float]], loss: float) -> float:
+    """The line through the two points around a loss, or through the nearest two beyond them."""
+    if len(points) == 1:
+        return points[0][1]
+    pairs = list(itertools.pairwise(points))
+    (a, low), (b, high) = next((pair for pair in pairs if loss <= pair[1][0]), pairs[-1])
+    if b <= a:
+        return low if loss <= a else high
+    return low + (high - low) * (loss - a) / max(b - a, 1e-30)

@@ -1,0 +1,176 @@
+"""RESULTS.md is what its generator writes, and advice says no more than the rows support."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import results_page, study, study_combining, study_interplay, study_taco
+from benchmarks.study_taco import LADDER, row_of, where
+
+MODELS = {"a": ("x", "y"), "b": ("x", "y")}
+
+
+def test_the_page_is_what_the_generator_writes() -> None:
+    assert results_page.PAGE.read_text() == results_page.page(), (
+        "run python benchmarks/results_page.py"
+    )
+
+
+def result(block: str, model: str, task: str, seed: int, **values: Any) -> dict[str, Any]:
+    plain = {
+        "id": f"{block}/{model}/{task}/s{seed}/{sorted(values.items())}",
+        "block": block,
+        "model": model,
+        "task": task,
+        "seed": seed,
+        "shots": 16,
+        "pool": False,
+        "calibration": "task",
+        "allocation": "uniform",
+        "schedule": "bare",
+        "sparsity": 0.9,
+        "accuracy": 0.8,
+        "drop": 0.01,
+        "nonzero_ratio": 10.0,
+        "device": "none",
+        "commit": "c",
+        "machine": {"processor": "p", "cores": 1, "torch": "t", "onnxruntime": "o"},
+    }
+    return {**plain, **values}
+
+
+def calibrated(gain: float) -> list[dict[str, Any]]:
+    """Twelve pairs whose task-aware side is `gain` better, with a spread of a point."""
+    found = []
+    for model, tasks in MODELS.items():
+        for task in tasks:
+            for seed in range(3):
+                spread = 0.01 * (seed - 1) + 0.002 * (task == "x")
+                for kind, more in (("task", gain + spread), ("generic", 0.0)):
+                    found.append(
+                        result(
+                            "calibration", model, task, seed, calibration=kind, accuracy=0.7 + more
+                        )
+                    )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("gain", "word"),
+    [(0.05, "Calibrate on the task's own inputs"), (-0.05, "Generic inputs"), (0.0, "not told")],
+)
+def test_advice_follows_the_interval(gain: float, word: str) -> None:
+    (sentence,) = results_page.advice({"taco": calibrated(gain)})
+    assert word in sentence
+    assert "taco/calibration/*" in sentence and "12 pairs" in sentence
+
+
+def test_nothing_is_advised_without_rows_or_from_failures() -> None:
+    assert results_page.advice({}) == []
+    failed = [{**row, "failed": "x"} for row in calibrated(0.05)]
+    assert results_page.advice({"taco": failed}) == []
+    assert results_page.advice({"taco": calibrated(0.05)[:4]}) == [], "two pairs are too few"
+
+
+def test_a_budget_is_advised_only_where_its_whole_interval_holds() -> None:
+    def frontier(drops: list[float]) -> list[dict[str, Any]]:
+        return [
+            result("frontier-pool", "a", "x", seed, drop=drop, pool=True, schedule="ladder")
+            for seed, drop in enumerate(drops)
+        ]
+
+    (said,) = results_page.advice({"taco": frontier([0.004, 0.006, 0.005])})
+    assert "may lose 90%" in said
+    assert results_page.advice({"taco": frontier([0.0, 0.04, 0.01])}) == []
+
+
+def test_tables_show_rows_and_failures() -> None:
+    rows = calibrated(0.05)
+    failed = {**rows[0], "id": "gone", "ids": ["gone/1"], "failed": "OutOfMemoryError: 80 GiB"}
+    text = study_taco.table([*rows, failed])
+    assert "Failed: `gone`: OutOfMemoryError: 80 GiB" in text
+    assert "task-aware minus generic calibration, 90%, no recovery | 5.10" in text
+
+
+def test_one_shot_gets_the_training_of_the_whole_ladder() -> None:
+    ladder = row_of("x", "m", "vehicles", 0, to=0.9)["recipe"]["distill"]
+    leap = row_of("x", "m", "vehicles", 0, to=0.9, schedule="one-shot")["recipe"]["distill"]
+
+    def steps(distill: dict[str, Any]) -> int:  # as `compression.ladder.recovery_at`
+        return sum(round(distill["steps"] * 0.5 / (1 - rung)) for rung in distill["rungs"])
+
+    assert leap["rungs"] == [0.9] and ladder["rungs"] == list(LADDER[:3])
+    assert abs(steps(leap) - steps(ladder)) <= 5
+
+
+def test_intervals_and_pairs() -> None:
+    found = study.interval([1.0, 2.0, 3.0])
+    assert (found.mean, found.n) == (2.0, 3)
+    assert found.high - found.mean == pytest.approx(4.302652729911275 / 3**0.5)
+    assert study.interval([1.0]).low == -float("inf")
+    rows = calibrated(0.05)
+    pairs = study.paired(rows, "calibration", "task", "generic", over=("model", "task", "seed"))
+    assert len(pairs) == 12
+    assert sum(pairs.values()) / 12 == pytest.approx(0.051)
+    assert study.clustered(pairs).n == 4
+    assert len(where(rows, calibration=("task", "generic"), seed=0)) == 8
+
+
+def test_answers_are_compared_with_the_teachers() -> None:
+    import numpy as np
+
+    dense = np.log(np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]))
+    ours = np.log(np.array([[0.5, 0.5], [0.6, 0.4], [0.3, 0.7]]))
+    found = study.compared(dense, ours, np.array([0, 1, 1]))
+    assert found["teacher"] == pytest.approx(2 / 3) and found["worse"] == found["better"] == 1
+    wanted = np.mean(
+        [
+            0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5),
+            0.2 * np.log(0.2 / 0.6) + 0.8 * np.log(0.8 / 0.4),
+            0.6 * np.log(0.6 / 0.3) + 0.4 * np.log(0.4 / 0.7),
+        ]
+    )
+    assert found["kl"] == pytest.approx(wanted)
+    assert found["cross_entropy"] == pytest.approx(-np.log(0.5 * 0.4 * 0.7) / 3)
+
+
+def test_a_failure_that_was_mended_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    failed = {"id": "a/to-0.9", "ids": ["a/0.5", "a/0.9"], "failed": "x"}
+    path.write_text(json.dumps(failed) + "\n" + json.dumps({"id": "a/0.5"}) + "\n")
+    assert [row["id"] for row in study.read([path])] == ["a/to-0.9", "a/0.5"]
+    with path.open("a") as out:
+        out.write(json.dumps({"id": "a/0.9"}) + "\n")
+    assert [row["id"] for row in study.read([path])] == ["a/0.5", "a/0.9"]
+
+
+def test_marginal_values_of_an_additive_design_are_its_effects() -> None:
+    gains = {"prune": -0.04, "distil": 0.03, "quantize": -0.01}
+    rows = []
+    for task in ("x", "y"):
+        for seed in range(2):
+            for cell in study_combining.CELLS:
+                on = dict(zip(study_combining.FACTORS, cell, strict=True))
+                accuracy = 0.8 + sum(gains[name] for name in gains if on[name]) + 0.01 * seed
+                rows.append(result("90%", "m", task, seed, **on, accuracy=accuracy))
+    whole = study_combining.designs(rows)
+    for factor, gain in gains.items():
+        every, by_task = study_combining.marginal(whole, "90%", factor, None)
+        assert every.mean == pytest.approx(100 * gain) and (every.n, by_task.n) == (4, 2)
+
+
+def test_the_joint_error_is_held_against_the_threshold() -> None:
+    kl = {
+        "dense": 0.0,
+        "sparse": 0.3,
+        "quantized": 0.1,
+        "pruned-first": 0.5,
+        "quantized-first": 0.35,
+    }
+    corners = {name: {"kl": value} for name, value in kl.items()}
+    assert study_interplay.excess(corners) == pytest.approx(0.1)
+    assert study_interplay.excess(corners, "quantized-first") == pytest.approx(-0.05)

@@ -17,7 +17,7 @@ ASSETS ?=
 BENCH ?= .winnow/bench-speed
 
 .PHONY: help setup demo up test test-all bench-speed bench-verdict bench-leaks bench-parity bench-serving \
-	bench-crash bench-concurrent bench-bad-input bench-fleet bench-engines bench-week bench-drift bench-scale \
+	results bench-solvers bench-crash bench-concurrent bench-bad-input bench-fleet bench-engines bench-week bench-drift bench-scale \
 	pages lint audit format ui clean
 
 help:  ## this list
@@ -96,6 +96,12 @@ bench-drift: setup  ## false alarms and power of the drift tests; writes benchma
 bench-scale: setup  ## stage times and requests measured, then 1,000 specialists on 100 workers simulated
 	$(BIN)/python benchmarks/scale_measure.py --recipe recipes/intents.yaml --out benchmarks/results/scale-measured.json
 	$(BIN)/python benchmarks/scale_simulation.py --measured benchmarks/results/scale-measured.json --out benchmarks/scale.md --picture docs/scale.png
+
+bench-solvers: setup  ## the column sweep against llm-compressor's SparseGPT; PEER=WHEEL, ASSETS=DIR
+	$(BIN)/python benchmarks/solver_speed.py $(if $(PEER),--peer $(PEER)) $(if $(ASSETS),--assets $(ASSETS))
+
+results: setup  ## benchmarks/RESULTS.md anew, from the rows of all studies
+	$(BIN)/python benchmarks/results_page.py
 
 pages: setup  ## screenshots and checks of card, MLflow and Prefect pages in Chromium, after `make demo`
 	$(BIN)/python benchmarks/pages.py --out .winnow/pages --card $(DEMO_OUT)/card.html --home .winnow --form .winnow/pages-home

@@ -367,6 +367,9 @@ def main() -> None:
         save_file(parts | {f"{case.name} hessian": case.hessian for case in small}, args.pack)
         return
 
+    known = [*(case.name for case in small), *SHAPES]
+    if args.only and not any(x in name for x in args.only for name in known):
+        parser.error(f"--only {' '.join(args.only)} names none of {', '.join(known)}")
     peer = load_peer(args.peer)
     clock = Clock(device, cpu_time=args.cpu_time)
     rate = product_rate(device, clock)

@@ -44,10 +44,12 @@ def lowest(score: Tensor, count: int) -> Tensor:
         chosen = torch.zeros_like(flat, dtype=torch.bool)
         chosen[torch.sort(flat, stable=True).indices[:count]] = True
         return chosen.reshape(score.shape)
-    # selection takes a tenth of the time that sorting takes
+    # selection, since only the edge matters: sorting orders everything
     edge = _kth_lowest(flat, count)
     chosen = flat <= edge
     surplus = int(chosen.count_nonzero()) - count
+    if surplus < 0:  # NaN is at most nothing
+        raise CompressionError("scores are not finite: the weights or the inputs hold NaN")
     if surplus:
         level = (flat == edge).nonzero().squeeze(1)  # rising
         chosen[level[-surplus:]] = False

@@ -1,8 +1,7 @@
 """Store Linear weights as 4-bit integers that are dequantized inside the product.
 
 A layer may also have 2 or 8 bits: ONNX Runtime 1.31's kernel on CPU takes 2, 4 and 8 and refuses
-all others. At level 4, 8 bits took as long as 4 and 2 bits up to twice as long (384 by 384 and 384
-by 1536, one and 16 rows); at level 1 both took 4 to 30 times as long.
+all others. What these widths cost in time has no benchmark yet.
 
 com.microsoft MatMulNBits keeps the activations float, so nothing is calibrated. It buys bytes, and
 some time where few tokens make memory the limit; at larger batches it computes as FP32 does.

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from compression import masks
+from compression.errors import CompressionError
 from compression.masks import lowest
 
 
@@ -42,3 +43,10 @@ def test_a_sample_that_misleads_does_no_harm(generator, monkeypatch) -> None:
     score = torch.rand(6400, generator=generator)
     score[::100] = 0.999 + 0.0001 * torch.rand(64, generator=generator)  # all that is sampled
     assert torch.equal(lowest(score, 700), sorted_lowest(score, 700))
+
+
+@pytest.mark.parametrize("size", [10, 1 << 21], ids=["few", "many"])
+def test_scores_that_are_no_numbers_are_refused(size: int) -> None:
+    """Otherwise fewer zeros than asked would be set, and nobody told."""
+    with pytest.raises(CompressionError, match="not finite"):
+        lowest(torch.full((size,), torch.nan), size // 2)

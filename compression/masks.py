@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -147,6 +148,26 @@ class Fixed(MaskRule):
 
     def keep(self, start: int, stop: int, score: Tensor) -> Tensor:
         return self.kept[..., start:stop]
+
+
+class Several(MaskRule):
+    """Rules for equal parts of the rows, one below the other: several answers of one sweep."""
+
+    def __init__(self, rules: Sequence[MaskRule]) -> None:
+        self.rules = tuple(rules)
+        self.multiple = math.lcm(*(rule.multiple for rule in self.rules))
+
+    def prepare(self, weight: Tensor, score: Tensor) -> None:
+        parts = zip(self.rules, self._parts(weight), self._parts(score), strict=True)
+        for rule, own_weight, own_score in parts:
+            rule.prepare(own_weight, own_score)
+
+    def keep(self, start: int, stop: int, score: Tensor) -> Tensor:
+        parts = zip(self.rules, self._parts(score), strict=True)
+        return torch.cat([rule.keep(start, stop, part) for rule, part in parts], dim=-2)
+
+    def _parts(self, whole: Tensor) -> Sequence[Tensor]:
+        return whole.chunk(len(self.rules), dim=-2)
 
 
 def parse_pattern(pattern: str) -> tuple[int, int] | None:

@@ -24,7 +24,7 @@ from compression.keeping import Keeper
 from compression.layers import Layer
 from compression.masks import Unstructured
 from compression.problem import LayerProblem, Solved
-from compression.pruners import METHODS
+from compression.pruners import prune_several
 from compression.sequential import Batch, Progress, SegmentLike
 
 # what a level keeps, in eighths of the layer's even share
@@ -83,7 +83,7 @@ def build_zero_levels(
     Raises:
         CompressionError: a layer lies in no segment, or a Hessian is not positive definite.
     """
-    database, solve = Database(folder), METHODS.load(method)
+    database = Database(folder)
     for name, counts in zeros.items():
         database.sizes[name] = [(count,) for count in counts]
         database.losses[name] = [0.0] * len(counts)
@@ -95,11 +95,11 @@ def build_zero_levels(
         nothing = torch.zeros_like(problem.weight)
         everything = max(problem.loss(Solved(nothing, problem.bias, nothing.bool())), 1e-30)
         worst = 0.0
-        for at, (count,) in enumerate(database.sizes[name]):
-            if at == 0:
-                database.put(name, count, with_bias(layer))
-                continue
-            solved = solve(problem, Unstructured(count, held))
+        (first,), *counts = database.sizes[name]
+        database.put(name, first, with_bias(layer))
+        rules = [Unstructured(count, held) for (count,) in counts]
+        answers = prune_several(method, problem, rules)
+        for at, ((count,), solved) in enumerate(zip(counts, answers, strict=True), start=1):
             # more zeros cost more, but for what solvers leave to chance
             worst = max(worst, problem.loss(solved))
             database.losses[name][at] = worst / everything

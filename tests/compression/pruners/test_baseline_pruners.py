@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -12,7 +13,7 @@ from compression.hessian import layer_loss
 from compression.masks import Fixed, NofM, Unstructured
 from compression.obs import exact_obs
 from compression.problem import LayerProblem
-from compression.pruners import METHODS
+from compression.pruners import METHODS, prune_several
 
 F64 = torch.float64
 SHAPES = [(1, 6, 12), (3, 4, 8)]  # plain, and a grouped convolution's
@@ -211,3 +212,25 @@ def test_obs_takes_no_mask_that_is_given(generator) -> None:
     problem = problem_of(generator)
     with pytest.raises(CompressionError, match="chooses its mask"):
         METHODS.load("obs")(problem, Fixed(problem.weight != 0))
+
+
+@pytest.mark.parametrize("beside", [2**18, 150])
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_answers_together_are_those_one_after_the_other(
+    generator, monkeypatch, name, shape, bias, beside
+) -> None:
+    problem = problem_of(generator, shape, bias=bias)
+    held = torch.rand(shape, generator=generator) < 0.2
+    problem = dataclasses.replace(problem, weight=problem.weight.masked_fill(held, 0.0))
+    counts = [int(held.sum()), 30, 50, 71]
+    monkeypatch.setattr("compression.pruners.sweep._BESIDE", {"cpu": beside})
+    together = list(prune_several(name, problem, [Unstructured(n, held) for n in counts]))
+    assert len(together) == len(counts)
+    for count, found in zip(counts, together, strict=True):
+        alone = METHODS.load(name)(problem, Unstructured(count, held))
+        assert torch.equal(found.kept, alone.kept)
+        assert torch.allclose(found.weight, alone.weight, atol=1e-12)
+        if bias:
+            assert torch.allclose(found.bias, alone.bias, atol=1e-12)

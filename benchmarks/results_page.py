@@ -24,7 +24,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.study import Interval, Row, clustered, interval, read  # noqa: E402
+from benchmarks.studies.grid import Row  # noqa: E402
+from benchmarks.studies.tables import Interval, clustered, interval, read  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "benchmarks" / "RESULTS.md"

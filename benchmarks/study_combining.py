@@ -5,7 +5,7 @@ STEPS steps from the teacher or not (what is not pruned is distilled as well: al
 real); INT8 weights and activations or float32. The marginal value of one is the accuracy with it
 minus without it, at each setting of the other two, paired by task and seed.
 
-    python benchmarks/study_combining.py plan|pack|run|table ...    (see benchmarks/study.py)
+    python benchmarks/study_combining.py plan|pack|run|table ...  (benchmarks/studies/command.py)
 
 Three tasks (banking, travel, sst2), seeds 0 to 4 by default: 30 rows of eight cells. On an H200
 with six processes a row takes about 90 s (two trainings of 300 steps at 40 ms, eight exports):
@@ -26,24 +26,11 @@ if TYPE_CHECKING:
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.study import (
-    MINILM,
-    SEEDS,
-    TASKS,
-    Interval,
-    Row,
-    Study,
-    begin,
-    clustered,
-    interval,
-    job_of,
-    main,
-    markdown,
-    recipe_of,
-    score,
-    told_of,
-)
-from benchmarks.study_models import recovered
+from benchmarks.studies.command import Study, main
+from benchmarks.studies.grid import MINILM, SEEDS, TASKS, Row, recipe_of
+from benchmarks.studies.models import recovered
+from benchmarks.studies.scoring import begin, job_of, score
+from benchmarks.studies.tables import Interval, clustered, interval, markdown, told_of
 
 STEPS = 300
 FACTORS = ("prune", "distil", "quantize")

@@ -9,7 +9,7 @@ many distillation steps before its last rounding, so that order is not confounde
 Structured removal leaves half of the heads, neurons or channels everywhere; its weights are rounded
 again after the removal in either order.
 
-    python benchmarks/study_interplay.py plan|pack|run|table ...    (see benchmarks/study.py)
+    python benchmarks/study_interplay.py plan|pack|run|table ...  (benchmarks/studies/command.py)
 
 The error E is the divergence from the teacher on the test set, in nats (and the accuracy beside
 it): joint error above E_orth = E(sparse) + E(quantized) - E(dense) means that the two harm each
@@ -33,23 +33,11 @@ if TYPE_CHECKING:
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.study import (
-    DEIT,
-    MINILM,
-    TASKS,
-    Row,
-    Study,
-    begin,
-    grid,
-    interval,
-    job_of,
-    main,
-    markdown,
-    recipe_of,
-    score,
-    told_of,
-)
-from benchmarks.study_models import masked_on_grid, narrowed, recovered
+from benchmarks.studies.command import Study, main
+from benchmarks.studies.grid import DEIT, MINILM, TASKS, Row, grid, recipe_of
+from benchmarks.studies.models import masked_on_grid, narrowed, recovered
+from benchmarks.studies.scoring import begin, job_of, score
+from benchmarks.studies.tables import interval, markdown, told_of
 
 STEPS = 300
 KINDS = (

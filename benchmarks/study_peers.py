@@ -18,7 +18,7 @@ Each row is one method on one (model, task, seed), 16 shots and the unlabelled p
 
 llm-compressor's SparseGPT is compared layer by layer in `benchmarks/solver_speed.py`.
 
-    python benchmarks/study_peers.py plan|pack|run|table ...       (see benchmarks/study.py)
+    python benchmarks/study_peers.py plan|pack|run|table ...  (benchmarks/studies/command.py)
     python benchmarks/study_peers.py time --home HOME --out FILE   once nothing else runs
 
 The peers live in an environment of their own (benchmarks/peers.txt), named by the environment
@@ -46,31 +46,23 @@ if TYPE_CHECKING:
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.study import (
+from benchmarks.studies.command import Study, main
+from benchmarks.studies.grid import (
     DEIT,
     MINILM,
     RESNET,
-    ROOT,
     TASKS,
     Row,
-    Study,
     accepted,
     at_path,
-    begin,
-    compared,
-    folder_of,
     grid,
-    interval,
-    job_of,
-    main,
-    markdown,
     merged,
-    read,
     recipe_of,
-    score,
-    told_of,
 )
-from benchmarks.study_models import made, narrowed, recovered
+from benchmarks.studies.models import made, narrowed, recovered
+from benchmarks.studies.planning import ROOT, folder_of
+from benchmarks.studies.scoring import begin, compared, job_of, score
+from benchmarks.studies.tables import interval, markdown, read, told_of
 
 STEPS = 300
 SHARE = 0.5
@@ -347,7 +339,7 @@ def score_peer(job: Row) -> Row:
         return score(job)
     import numpy as np
 
-    from benchmarks.study import answers
+    from benchmarks.studies.scoring import answers
     from tasks.artifacts import Artifact
     from tasks.config import Recipe
     from tasks.export import export

@@ -4,7 +4,7 @@ After Kurtic, Hoefler and Alistarh, "TACO: Task-Aware COmpression" (arXiv 2303.1
 three tasks each (one for MobileNetV2), seeds 0 to 2, single weights pruned, float32 graphs (what
 INT8 adds is `study_interplay.py`'s question), scored in ONNX Runtime on the whole test set.
 
-    python benchmarks/study_taco.py plan|pack|run|table ...    (see benchmarks/study.py)
+    python benchmarks/study_taco.py plan|pack|run|table ...  (benchmarks/studies/command.py)
 
 Blocks, most wanted first; a machine that ends early leaves whole blocks:
 
@@ -37,29 +37,21 @@ if TYPE_CHECKING:
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.study import (
+from benchmarks.studies.command import Study, main
+from benchmarks.studies.grid import (
     GENERIC,
     NO_POOL,
     TASKS,
     Row,
-    Study,
     accepted,
     at_path,
-    begin,
-    clustered,
     first_accepted,
     grid,
-    interval,
-    job_of,
-    main,
-    markdown,
     merged,
-    paired,
     recipe_of,
-    score,
-    spread,
-    told_of,
 )
+from benchmarks.studies.scoring import begin, job_of, score
+from benchmarks.studies.tables import clustered, interval, markdown, paired, spread, told_of
 
 LADDER = (0.5, 0.75, 0.9, 0.95)
 STEPS = 150

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import results_page, study, study_combining, study_interplay, study_taco
+from benchmarks import results_page, study_combining, study_interplay, study_taco
+from benchmarks.studies import scoring, tables
 from benchmarks.study_taco import LADDER, row_of, where
 
 MODELS = {"a": ("x", "y"), "b": ("x", "y")}
@@ -108,15 +109,15 @@ def test_one_shot_gets_the_training_of_the_whole_ladder() -> None:
 
 
 def test_intervals_and_pairs() -> None:
-    found = study.interval([1.0, 2.0, 3.0])
+    found = tables.interval([1.0, 2.0, 3.0])
     assert (found.mean, found.n) == (2.0, 3)
     assert found.high - found.mean == pytest.approx(4.302652729911275 / 3**0.5)
-    assert study.interval([1.0]).low == -float("inf")
+    assert tables.interval([1.0]).low == -float("inf")
     rows = calibrated(0.05)
-    pairs = study.paired(rows, "calibration", "task", "generic", over=("model", "task", "seed"))
+    pairs = tables.paired(rows, "calibration", "task", "generic", over=("model", "task", "seed"))
     assert len(pairs) == 12
     assert sum(pairs.values()) / 12 == pytest.approx(0.051)
-    assert study.clustered(pairs).n == 4
+    assert tables.clustered(pairs).n == 4
     assert len(where(rows, calibration=("task", "generic"), seed=0)) == 8
 
 
@@ -125,7 +126,7 @@ def test_answers_are_compared_with_the_teachers() -> None:
 
     dense = np.log(np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]))
     ours = np.log(np.array([[0.5, 0.5], [0.6, 0.4], [0.3, 0.7]]))
-    found = study.compared(dense, ours, np.array([0, 1, 1]))
+    found = scoring.compared(dense, ours, np.array([0, 1, 1]))
     assert found["teacher"] == pytest.approx(2 / 3) and found["worse"] == found["better"] == 1
     wanted = np.mean(
         [
@@ -142,10 +143,10 @@ def test_a_failure_that_was_mended_is_gone(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     failed = {"id": "a/to-0.9", "ids": ["a/0.5", "a/0.9"], "failed": "x"}
     path.write_text(json.dumps(failed) + "\n" + json.dumps({"id": "a/0.5"}) + "\n")
-    assert [row["id"] for row in study.read([path])] == ["a/to-0.9", "a/0.5"]
+    assert [row["id"] for row in tables.read([path])] == ["a/to-0.9", "a/0.5"]
     with path.open("a") as out:
         out.write(json.dumps({"id": "a/0.9"}) + "\n")
-    assert [row["id"] for row in study.read([path])] == ["a/0.5", "a/0.9"]
+    assert [row["id"] for row in tables.read([path])] == ["a/0.5", "a/0.9"]
 
 
 def test_marginal_values_of_an_additive_design_are_its_effects() -> None:

@@ -317,7 +317,7 @@ def line(row: dict[str, Any], rate: float) -> str:
         spent = sorted(row["seconds"][name])
         middle = statistics.median(spent)
         unit, scale = ("s", 1) if middle >= 1 else ("ms", 1000)
-        share = f", {row['flops'] / middle / rate:.0%}" if name != "refined" else ""
+        share = "" if name == "refined" else f", {100 * row['flops'] / middle / rate:.2g} %"
         cells.append(f"{row['loss'][name] / base:.3f}")
         least, most = spent[0] * scale, spent[-1] * scale
         cells.append(f"{middle * scale:.3g} {unit} ({least:.3g} to {most:.3g}{share})")

@@ -33,20 +33,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tasks.artifacts import Artifact
     from tasks.config import Recipe
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.studies.command import Study, main
+from benchmarks.studies.graph_times import time_graphs
 from benchmarks.studies.grid import (
     DEIT,
     MINILM,
@@ -59,10 +57,10 @@ from benchmarks.studies.grid import (
     merged,
     recipe_of,
 )
-from benchmarks.studies.models import made, narrowed, recovered
-from benchmarks.studies.planning import ROOT, folder_of
+from benchmarks.studies.models import narrowed, recovered
+from benchmarks.studies.peer_models import onnxruntime, setfit, shallow, torch_pruning
 from benchmarks.studies.scoring import begin, compared, job_of, score
-from benchmarks.studies.tables import interval, markdown, read, told_of
+from benchmarks.studies.tables import interval, markdown, told_of
 
 STEPS = 300
 SHARE = 0.5
@@ -156,23 +154,23 @@ def work(row: Row, recipe: Recipe, jobs: Any) -> None:
     data, _, teacher = begin(row, recipe)
     if method == "setfit":
         most = int(os.environ.get("SETFIT_STEPS", "-1"))  # its default: an epoch; told in the row
-        folder = _setfit(row, recipe, data, most)
+        folder = setfit(row, recipe, data, most)
         told = job_of(row, recipe, data, teacher, teacher, max_steps=most)
         jobs.put({**told, "answers": str(folder)})
         return
     if method.startswith("torch-pruning"):
         ours = narrowed(recipe, data, teacher, SHARE)
-        graph = _torch_pruning(recipe, data, teacher, ours, steps if "recovered" in method else 0)
+        graph = torch_pruning(recipe, data, teacher, ours, steps if "recovered" in method else 0)
         jobs.put({**job_of(row, recipe, data, teacher, teacher), "graph": graph.model_dump()})
         return
     if method.startswith("onnxruntime"):
-        graph = _onnxruntime(recipe, data, teacher, method.rpartition("-")[2])
+        graph = onnxruntime(recipe, data, teacher, method.rpartition("-")[2])
         jobs.put({**job_of(row, recipe, data, teacher, teacher), "graph": graph.model_dump()})
         return
     if method.startswith(("small-dense", "ours-int8")):
         model = teacher
     elif method.startswith("depth"):
-        model = _shallow(recipe, data, teacher)
+        model = shallow(recipe, data, teacher, SHARE)
     else:
         _, how, update = [*method.split("-"), "", ""][:3]
         how, update = (how, update) if method.startswith("score") else ("obs", "obs")
@@ -182,155 +180,6 @@ def work(row: Row, recipe: Recipe, jobs: Any) -> None:
     if method.endswith("int8"):
         model = quantize.compute(recipe, data, model)
     jobs.put(job_of(row, recipe, data, teacher, model))
-
-
-def weights_of(model: Artifact) -> int:
-    """Weights of the Linear and Conv2d layers of a bundle."""
-    from torch import nn
-
-    from models.checkpoint import load_bundle
-
-    parts = load_bundle(model.folder).model.modules()
-    return sum(x.weight.numel() for x in parts if isinstance(x, nn.Linear | nn.Conv2d))
-
-
-def _shallow(recipe: Recipe, data: Artifact, teacher: Artifact) -> Artifact:
-    """Whole branches gone, to at most the weights that half the width leaves."""
-    limit = weights_of(narrowed(recipe, data, teacher, SHARE))
-
-    def make(folder: Path) -> dict[str, Any]:
-        import torch
-
-        from compression.losses import temperature_kl
-        from models import shrinking
-        from models.checkpoint import load_bundle, save_bundle
-        from models.units import branches
-        from tasks import batches
-
-        at = batches.device()
-        bundle = load_bundle(teacher.folder)
-        found = [b for b in branches(bundle.model, batches.blank(bundle)) if b.removable]
-        batch = next(iter(batches.calibration(recipe, data, bundle, generic=False, at=at)()))
-
-        def without(gone: list[Any]) -> Any:
-            return shrinking.shrink(bundle, {u.name: [] for b in gone for u in b.units})
-
-        def run(model: Any) -> torch.Tensor:
-            with torch.no_grad():
-                return model.to(at)(*batch)
-
-        target = run(without([]).model)
-        harm = {b.name: float(temperature_kl(run(without([b]).model), target, 1.0)) for b in found}
-        gone: list[Any] = []
-        for branch in sorted(found, key=lambda b: harm[b.name]):
-            gone.append(branch)
-            smaller = without(gone)
-            left = sum(
-                x.weight.numel()
-                for x in smaller.model.modules()
-                if isinstance(x, torch.nn.Linear | torch.nn.Conv2d)
-            )
-            if left <= limit:
-                break
-        smaller.model = smaller.model.cpu()
-        save_bundle(smaller, folder)
-        return {"gone": [branch.name for branch in gone], "weights": left, "limit": limit}
-
-    return made("narrowed", {"depth": limit}, make, data, teacher)
-
-
-def _peer(script: str, job: dict[str, Any], folder: Path) -> None:
-    """Run one of benchmarks/peers in the peers' environment."""
-    python = os.environ.get("PEER_PYTHON")
-    if not python:
-        raise RuntimeError("PEER_PYTHON names no interpreter (benchmarks/peers.txt)")
-    told = folder / "job.json"
-    told.write_text(json.dumps(job))
-    found = subprocess.run(
-        [python, str(ROOT / "benchmarks" / "peers" / script), str(told), str(folder)],
-        capture_output=True,
-        text=True,
-    )
-    if found.returncode:
-        raise RuntimeError(f"{script}: {found.stderr.strip()[-400:]}")
-
-
-def _torch_pruning(
-    recipe: Recipe, data: Artifact, teacher: Artifact, ours: Artifact, steps: int
-) -> Artifact:
-    job = {
-        "recipe": recipe.model_dump(mode="json"),
-        "data": data.model_dump(),
-        "steps": steps,
-        "teacher": teacher.model_dump(),
-        "weights": weights_of(ours),
-    }
-
-    def make(folder: Path) -> dict[str, Any]:
-        _peer("torch_pruning_teacher.py", job, folder)
-        return dict(json.loads((folder / "facts.json").read_text()))
-
-    return made("peer", {"torch-pruning": steps, "weights": job["weights"]}, make, data, teacher)
-
-
-def _setfit(row: Row, recipe: Recipe, data: Artifact, most: int) -> Path:
-    name = recipe.generalist.source
-    model = name.partition(":")[2]
-    if name.startswith("hf:package:"):
-        model = str(folder_of(MINILM, Path("nowhere")))
-    job = {
-        "folder": str(data.folder),
-        "model": model,
-        "seed": row["seed"],
-        "max_steps": most,
-    }
-
-    def make(folder: Path) -> dict[str, Any]:
-        _peer("setfit_shots.py", job, folder)
-        return dict(json.loads((folder / "facts.json").read_text()))
-
-    return made("peer", {"setfit": job["max_steps"], "seed": row["seed"]}, make, data).folder
-
-
-def _onnxruntime(recipe: Recipe, data: Artifact, teacher: Artifact, how: str) -> Artifact:
-    """The teacher's float graph through ONNX Runtime's quantizer, all defaults."""
-    from tasks.export import export
-
-    graph = export.compute(recipe, data, teacher)
-
-    def make(folder: Path) -> dict[str, Any]:
-        import torch
-        from onnxruntime.quantization import (
-            CalibrationDataReader,
-            quantize_dynamic,
-            quantize_static,
-        )
-
-        from models.checkpoint import load_bundle
-        from tasks import batches
-
-        for path in graph.folder.iterdir():
-            if path.name in ("preprocess.json", "tokenizer.json", "prunable.json"):
-                shutil.copy(path, folder / path.name)
-        source, target = str(graph.folder / "model.onnx"), str(folder / "model.onnx")
-        if how == "dynamic":
-            quantize_dynamic(source, target)
-            return {}
-        bundle = load_bundle(teacher.folder)
-        shown = batches.calibration(recipe, data, bundle, generic=False, at=torch.device("cpu"))()
-        names = batches.INPUTS[bundle.modality]
-
-        class Reader(CalibrationDataReader):
-            def __init__(self) -> None:
-                self.feeds = batches.feeds(shown, names)
-
-            def get_next(self) -> Any:
-                return next(self.feeds, None)
-
-        quantize_static(source, target, Reader())
-        return {}
-
-    return made("peer", {"onnxruntime": how}, make, data, graph)
 
 
 def score_peer(job: Row) -> Row:
@@ -361,72 +210,6 @@ def score_peer(job: Row) -> Row:
     size = (graph.folder / "model.onnx").stat().st_size
     facts = {"bytes": size, "graph": graph.path, "made": graph.metrics}
     return {**job, **compared(dense, found, np.array(test.labels)), **facts}
-
-
-# --- time, on the machine that has nothing else to do ---------------------------------------------
-
-
-def time_graphs(args: argparse.Namespace) -> None:
-    """One thread, batch 1, interleaved with the teacher's float graph; first seed, first task."""
-    os.environ["WINNOW_HOME"] = str(args.home.resolve())
-    import numpy as np
-
-    from exports.latency import interleaved
-    from exports.runtime import session
-    from tasks.home import store
-
-    found = [row for row in read([args.out], failures=False) if row.get("graph")]
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in found:
-        if row["seed"] == 0 and row["task"] == TASKS[row["model"]][0] and row["method"] in TIMED:
-            groups[row["model"], row["task"]].append(row)
-    for (model, _), members in groups.items():
-        dense = next((row["teacher_graph"] for row in members if "teacher_graph" in row), None)
-        if dense is None:
-            continue
-        paths = {row["method"]: store() / row["graph"] / "model.onnx" for row in members}
-        paths["teacher"] = store() / dense / "model.onnx"
-        opened = {name: session(path, 1) for name, path in paths.items()}
-        feeds: dict[str, dict[str, Any]] = {}
-        for name, each in opened.items():
-            feeds[name] = {}
-            for x in each.get_inputs():
-                shape = [
-                    n if isinstance(n, int) else at
-                    for n, at in zip(x.shape, (1, 32, 0, 0), strict=False)
-                ]
-                kind = np.float32 if "float" in x.type else np.int64
-                feeds[name][x.name] = np.ones(shape, kind)
-        times = interleaved(opened, feeds, warmup=10, repeats=args.repeats, seed=0)
-        with args.out.open("a") as out:
-            for row in members:
-                ratio, low, high = times.ratio("teacher", row["method"])
-                told = {
-                    key: row[key]
-                    for key in (
-                        "model",
-                        "task",
-                        "seed",
-                        "method",
-                        "device",
-                        "machine",
-                        "commit",
-                        "study",
-                    )
-                }
-                line = {
-                    "id": f"peers-time/{model}/{row['method']}",
-                    "block": "time",
-                    **told,
-                    "speed": ratio,
-                    "speed_low": low,
-                    "speed_high": high,
-                    "milliseconds": times.median_ms[row["method"]],
-                    "spread": times.spread(row["method"]),
-                    "command": "python benchmarks/study_peers.py time --home HOME --out FILE",
-                }
-                out.write(json.dumps(line) + "\n")
-                print(f"{model} {row['method']}: {ratio:.2f}x [{low:.2f}, {high:.2f}]", flush=True)
 
 
 def table(found: list[Row]) -> str:
@@ -502,6 +285,6 @@ if __name__ == "__main__":
         parser.add_argument("--home", type=Path, required=True)
         parser.add_argument("--out", type=Path, required=True)
         parser.add_argument("--repeats", type=int, default=100)
-        time_graphs(parser.parse_args())
+        time_graphs(parser.parse_args(), TIMED)
     else:
         main(STUDY)

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
+from compression.average import Average
 from compression.sequential import Batch, Progress, SegmentLike, Visit, layers_of, walk
 
 State = Mapping[str, Any]  # a nest of dictionaries, lists, tuples, plain values and tensors
@@ -117,12 +117,11 @@ def walk_on(
 class Training:
     """All that recovery's steps change, but for the best state: what it is resumed with.
 
-    Parameters that are not trained are left out. They are what they were, and so is their
-    average: a mean of equal numbers, by `lerp`, is that number.
+    Parameters that are not trained are left out: they, and their average, are what they were.
     """
 
     student: nn.Module
-    average: AveragedModel
+    average: Average
     optimiser: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     generator: torch.Generator
@@ -147,7 +146,7 @@ class Training:
             "steps": steps,
             "student": self._trained(self.student),
             "average": self._trained(self.average.module),
-            "averaged": self.average.n_averaged,
+            "averaged": self.average.taken,
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
             "generator": self.generator.get_state(),
@@ -157,7 +156,7 @@ class Training:
         """Go back to a state; returns the steps that were taken."""
         restore(self.student, state["student"])
         restore(self.average.module, state["average"])
-        self.average.n_averaged.copy_(state["averaged"])
+        self.average.taken = int(state["averaged"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
         self.generator.set_state(state["generator"])

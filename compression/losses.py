@@ -13,10 +13,9 @@ UNLABELLED = -100  # label of an example that has none; cross-entropy leaves it 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy over the labelled examples; logits (N, K), labels (N,) or UNLABELLED."""
-    labelled = labels != UNLABELLED
-    if not bool(labelled.any()):
-        return logits.sum() * 0.0
-    return F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED)
+    total = F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum")
+    # not F's own mean: it has none of no examples, and asking for their number waits for a GPU
+    return total / (labels != UNLABELLED).sum().clamp_min(1)
 
 
 def temperature_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from compression.average import Average
 from compression.keeping import Keeper, Training
 from compression.losses import cross_entropy, square_head, temperature_kl
 from compression.prune import hold
@@ -198,7 +198,7 @@ def recover(
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, s.steps - warm)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
-    average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(s.ema_decay))
+    average = Average(student, s.ema_decay)
     loop = Training(student, average, optimiser, schedule, generator)
     size = loop.size
     kept_state = None if keeper is None else keeper.load()
@@ -234,7 +234,7 @@ def recover(
             optimiser.step()
             schedule.step()
             trained.hold()
-            average.update_parameters(student)
+            average.update()
             last = step + 1 == s.steps
             if holdout and ((step + 1) % s.check_every == 0 or last):
                 kl = divergence(average.module, teacher, holdout)

@@ -7,15 +7,27 @@ batch is the same on every device; the pixels never leave theirs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Augmentation", "augment"]
+__all__ = ["Augmentation", "augment", "constant"]
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+@cache
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def constant(values: Sequence[float], like: Tensor) -> Tensor:
+    """These numbers (n,), of a tensor's kind and place; sent once, since a GPU is waited for."""
+    return _constant(tuple(values), like.dtype, like.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +87,11 @@ def _crop_matrices(draws: Tensor, settings: Augmentation) -> Tensor:
 
 def _recolour(pixels: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
     """Scale brightness, then the distances to the mean grey and to each pixel's own grey."""
-    strengths = draws.new_tensor([settings.brightness, settings.contrast, settings.saturation])
+    strengths = constant((settings.brightness, settings.contrast, settings.saturation), draws)
     factors = 1.0 + (2 * draws - 1) * strengths  # (N, 3)
     brightness, contrast, saturation = factors.view(-1, 3, 1, 1, 1).unbind(1)  # (N, 1, 1, 1) each
     pixels = pixels * brightness
-    luma = pixels.new_tensor(_LUMA).view(1, 3, 1, 1)
+    luma = constant(_LUMA, pixels).view(1, 3, 1, 1)
     mean = (pixels * luma).sum(1, keepdim=True).mean((2, 3), keepdim=True)  # (N, 1, 1, 1)
     pixels = mean + (pixels - mean) * contrast
     grey = (pixels * luma).sum(1, keepdim=True)  # (N, 1, H, W)
@@ -103,7 +115,7 @@ def _erase(pixels: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
         & (inside(left, width, pixels.shape[3])[:, None, :])
     )  # (N, H, W)
     hit = (chance < settings.erase_probability)[:, None, None] & box
-    return torch.where(hit[:, None], pixels.new_tensor(0.5), pixels)
+    return torch.where(hit[:, None], 0.5, pixels)
 
 
 def augment(pixels: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
@@ -117,7 +129,8 @@ def augment(pixels: Tensor, settings: Augmentation, generator: torch.Generator) 
     Returns:
         float (N, 3, H, W) in [0, 1], on the device of ``pixels``.
     """
-    draws = torch.rand(len(pixels), 14, generator=generator).to(pixels)  # (N, 14)
+    draws = torch.rand(len(pixels), 14, generator=generator)
+    draws = draws.to(pixels, non_blocking=True)  # (N, 14)
     matrices = _crop_matrices(draws[:, :6], settings)
     grid = F.affine_grid(matrices, list(pixels.shape), align_corners=False)  # (N, H, W, 2)
     pixels = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)

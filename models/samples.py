@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from models.augment import Augmentation, augment
+from models.augment import Augmentation, augment, constant
 from models.errors import GeneralistError
 
 __all__ = ["ImageSamples", "Samples", "TextSamples"]
@@ -56,14 +56,24 @@ class ImageSamples:
 
         The generator lives on the CPU: CPU and CUDA draw the same augmentation.
         """
-        pixels = self.pixels[indices.to(self.pixels.device)].to(device).float() / 255.0
+        rows = indices.to(self.pixels.device, non_blocking=True)
+        pixels = self.pixels[rows].to(device, non_blocking=True).float() / 255.0
         if generator is not None:
             if self.augmentation is None:
                 raise GeneralistError("samples: made without an augmentation, and yet drawn from")
             pixels = augment(pixels, self.augmentation, generator)
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+        mean = constant(self.mean, pixels).view(1, 3, 1, 1)
+        std = constant(self.std, pixels).view(1, 3, 1, 1)
         return ((pixels - mean) / std,)
+
+    def resident(self, device: torch.device) -> ImageSamples:
+        """The same images on a GPU where they take little of what it has free; else as they are."""
+        if device.type != "cuda" or self.pixels.is_cuda:
+            return self
+        free, _ = torch.cuda.mem_get_info(device)
+        if self.pixels.nbytes > free // 8:
+            return self
+        return replace(self, pixels=self.pixels.to(device))
 
     def calibration(
         self,
@@ -104,6 +114,10 @@ class TextSamples:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def resident(self, device: torch.device) -> TextSamples:
+        """The same texts: ids are few, and batches are padded on the CPU."""
+        return self
+
     def batch(
         self, indices: Tensor, *, device: torch.device, generator: torch.Generator | None = None
     ) -> tuple[Tensor, ...]:
@@ -123,7 +137,7 @@ class TextSamples:
             word = (at > 0) & (at < lengths[:, None] - 1)
             drop = torch.rand(input_ids.shape, generator=generator) < self.dropout
             input_ids = input_ids.masked_fill(word & drop, self.mask_id)
-        return input_ids.to(device), mask.long().to(device)
+        return input_ids.to(device, non_blocking=True), mask.long().to(device, non_blocking=True)
 
     def calibration(
         self,

@@ -145,6 +145,7 @@ class Mixture:
         labels = self.examples.labels
         assert labels is not None
         shots = size if not len(self.pool) else max(1, round(size * share))
+        examples = self.examples.resident(at)
 
         def one(generator: torch.Generator) -> tuple[Batch, Tensor]:
             parts = [(self.labelled, shots), (self.pool, size - shots)]
@@ -152,8 +153,8 @@ class Mixture:
                 rows[torch.randint(len(rows), (n,), generator=generator)] for rows, n in parts if n
             ]
             rows = torch.cat(picked)
-            batch = self.examples.batch(rows, device=at, generator=generator)
-            return batch, labels[rows].to(at)
+            batch = examples.batch(rows, device=at, generator=generator)
+            return batch, labels[rows].to(at, non_blocking=True)
 
         return one
 

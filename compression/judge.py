@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,15 @@ class Judge:
         self.batches = _merged(batches, 128) if device.type == "cuda" else list(batches)
         self.kind, self.bf16 = device.type, autocast_bf16
         self.targets = [self._run(teacher, batch) for batch in self.batches]
+
+    @cached_property
+    def blind(self) -> float:
+        """Of a model that sees nothing: one that always gives the teacher's mean answer."""
+        told = torch.cat([target.softmax(dim=-1) for target in self.targets]).double()
+        mean = told.mean(dim=0)
+        return float(
+            (torch.special.xlogy(told, told) - torch.special.xlogy(told, mean)).sum(-1).mean()
+        )
 
     @torch.no_grad()
     def _run(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -1,8 +1,8 @@
 """Evolutionary search with the stitched model's divergence from the teacher as fitness.
 
 EvoPress (Sieberling et al. 2024, arXiv 2410.14649, algorithm 1), see `compression.search`. Ours
-differs: it starts from the dynamic program's solution, which is never worse than the even share
-that EvoPress starts from.
+differs: it starts from the dynamic program's solution, which is no worse than the even share that
+EvoPress starts from, but where both have lost the task.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from compression.search import SearchSettings, evolve
 
 
 def allocate(request: Request) -> dict[str, int]:
-    """Zeros a layer; on what is judged, never worse levels than the even share's."""
+    """Zeros a layer; on what is judged, never worse levels than the dynamic program's."""
     levels, asked = request.levels, request.settings
     picked, history = evolve(
         dynamic.solve(request),

@@ -21,6 +21,7 @@ from compression.errors import CompressionError
 from compression.hessian import HessianAccumulator
 from compression.judge import spread_rows
 from compression.ladder import LadderSettings, climb, frozen_copy
+from compression.losses import temperature_kl
 from compression.problem import LayerProblem
 from compression.prune import prune_layers
 from compression.request import AllocationSettings, Request
@@ -171,6 +172,21 @@ def test_the_dynamic_answer_is_no_worse_than_the_even_one_or_one_threshold(
     others = (request.levels.even, by_threshold)
     assert request.judge(found) <= min(map(request.judge, others))
     assert dynamic.solve(request) is found  # once is enough
+
+
+def test_where_all_is_lost_each_layer_is_judged_by_itself(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = make().request(tmp_path)
+    told = torch.cat([target.softmax(-1) for target in request.judge.targets])
+    constant = told.mean(0).log().expand_as(told)
+    blind = float(temperature_kl(constant, told.log(), 1.0))
+    assert request.judge.blind == pytest.approx(blind, rel=1e-5)
+    around = dynamic.solve(request)
+    assert request.judge(around) < 0.5 * blind, "this model is not lost"
+    monkeypatch.setattr(dynamic, "_LOST", 0.0)  # now any model is
+    request.additive = None
+    assert dynamic.solve(request) == dynamic.program(request.costs_alone, request.levels)
 
 
 def test_evolution_is_never_worse_than_where_it_starts(make: Any, tmp_path: Path) -> None:

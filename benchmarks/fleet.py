@@ -3,6 +3,7 @@
     python benchmarks/fleet.py make --members 12 --out DIR      DIR/fleet.yaml
     python benchmarks/fleet.py run DIR/fleet.yaml --workers 2 --out FILE.json
     python benchmarks/fleet.py table ONE.json TWO.json          time ratio, work shared, digests
+    python benchmarks/fleet.py ceiling --workers 2              what the machine gives to several
     python benchmarks/fleet.py hosts --out DIR                  two network namespaces; needs root
 
 Members are sets of four of the demo's twelve intents; the generalist is the demo's MiniLM, or with
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing as mp
 import os
 import subprocess
 import sys
@@ -133,6 +135,45 @@ def run(file: Path, workers: int, changes: Sequence[str]) -> dict[str, Any]:
     return {"workers": workers, "wall": seconds, "code": done.returncode, "fleet": report}
 
 
+def _train(gate: Any, out: Any, seconds: float) -> None:
+    """Steps a second of a small transformer on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(384, 12, 1536, batch_first=True)
+    model = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    optimiser = torch.optim.AdamW(model.parameters())
+    batch = torch.randn(32, 24, 384)
+    gate.wait()
+    begun, steps = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(batch).float().square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        steps += 1
+    out.put(steps / (time.perf_counter() - begun))
+
+
+def ceiling(workers: int, seconds: float = 20.0) -> str:
+    """How much more training so many processes of one thread do than one of them."""
+    context = mp.get_context("spawn")
+    rates: dict[int, list[float]] = {}
+    for count in (1, workers, 1, workers):  # twice, interleaved
+        gate, out = context.Barrier(count), context.Queue()
+        children = [context.Process(target=_train, args=(gate, out, seconds)) for _ in range(count)]
+        for child in children:
+            child.start()
+        rates.setdefault(count, []).append(sum(out.get() for _ in children))
+        for child in children:
+            child.join()
+    ratios = [many / one for one, many in zip(rates[1], rates[workers], strict=True)]
+    told = " and ".join(f"{ratio:.2f}" for ratio in ratios)
+    return f"{workers} processes of one thread train {told} times as fast as one of them."
+
+
 def digests(row: dict[str, Any]) -> dict[tuple[str, str], str]:
     return {
         (member["member"], stage["title"]): stage["sha256"]
@@ -191,6 +232,8 @@ def main() -> None:
     running.add_argument("--out", type=Path, required=True)
     telling = steps.add_parser("table")
     telling.add_argument("files", type=Path, nargs="+")
+    most = steps.add_parser("ceiling")
+    most.add_argument("--workers", type=int, default=2)
     apart = steps.add_parser("hosts")
     apart.add_argument("--members", type=int, default=2)
     apart.add_argument("--own-homes", action="store_true", help="hosts that share no folder")
@@ -210,6 +253,8 @@ def main() -> None:
         asked.out.parent.mkdir(parents=True, exist_ok=True)
         asked.out.write_text(json.dumps(row, indent=1), encoding="utf-8")
         print(table([row]))
+    elif asked.step == "ceiling":
+        print(ceiling(asked.workers))
     elif asked.step == "table":
         print(table([json.loads(path.read_text(encoding="utf-8")) for path in asked.files]))
     else:

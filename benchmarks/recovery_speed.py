@@ -43,6 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--processes", type=int, nargs="*", default=[1], help="at once")
     parser.add_argument("--trained", default="full")
+    parser.add_argument("--channels-last", action="store_true", help="images as N, H, W, C")
     parser.add_argument("--profile", action="store_true", help="kernels by time, one process")
     parser.add_argument("--out", type=Path, help="append rows as JSON lines")
     return parser.parse_args()
@@ -90,12 +91,22 @@ def prepared(name: str, args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
             weight = layer.weight
             weight.mul_(weight.abs() > weight.abs().flatten()[::7].median())
     mix = batches.mixture(samples, seed=0)
+    draw = mix.draw(64, 0.5, at)
+    if args.channels_last and bundle.modality == "image":
+        for each in (model, teacher):
+            each.to(memory_format=torch.channels_last)
+        plain = draw
+
+        def draw(generator: torch.Generator) -> Any:
+            (x,), labels = plain(generator)
+            return (x.contiguous(memory_format=torch.channels_last),), labels
+
     return at, {
         "student": model,
         "teacher": teacher,
         "kept": masks_of(model, list(layers)),
         "taps": [part.name for part in parts if part.name not in layers],
-        "draw": mix.draw(64, 0.5, at),
+        "draw": draw,
         "holdout": mix.holdout(64, at),
         "device": at,
     }
@@ -187,7 +198,12 @@ def main() -> None:
             told = f"{1000 * middle:.1f} ({low:.1f} to {high:.1f})"
             print(f"| {name} | {count} | {told} | {count / middle:.1f} |", flush=True)
             if args.out:
-                row = {"model": name, "processes": count, "seconds": seconds}
+                row = {
+                    "model": name,
+                    "processes": count,
+                    "seconds": seconds,
+                    "last": args.channels_last,
+                }
                 with args.out.open("a") as stream:
                     stream.write(json.dumps({**row, "trained": args.trained}) + "\n")
 

@@ -40,14 +40,18 @@ class Server:
         self.environment = dict(environment)
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start it, without waiting."""
+    def start(self, *, held: bool = False) -> None:
+        """Start it, without waiting.
+
+        Args:
+            held: its standard input is a pipe whose other end is here, for tasks/watched.py.
+        """
         environment = {**os.environ, **self.environment}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command,
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if held else subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -100,12 +104,15 @@ def postgres_programs() -> Path | None:
 
 
 @contextmanager
-def database_server(folder: Path, names: Sequence[str]) -> Iterator[dict[str, str]]:
+def database_server(
+    folder: Path, names: Sequence[str], *, careful: bool = False
+) -> Iterator[dict[str, str]]:
     """A PostgreSQL server of our own inside the block; yields the address of each database.
 
     Args:
         folder: made anew, for its files.
         names: of the databases to create.
+        careful: waits for the disk at every commit, as a server does that is to keep its data.
     """
     programs = postgres_programs()
     if programs is None:
@@ -133,7 +140,8 @@ def database_server(folder: Path, names: Sequence[str]) -> Iterator[dict[str, st
             raise RuntimeError(f"{command[0]}: {done.stdout[-500:]}{done.stderr[-1500:]}")
 
     call("initdb", "-D", str(data), "-U", "winnow", "--auth=trust", "-E", "UTF8")
-    options = f"-p {port} -k {folder} -h 127.0.0.1 -c max_connections=300 -c fsync=off"
+    options = f"-p {port} -k {folder} -h 127.0.0.1 -c max_connections=300"
+    options += "" if careful else " -c fsync=off"
     log = str(folder / "postgres.log")
     call("pg_ctl", "-D", str(data), "-l", log, "-w", "-o", options, "start")
     try:

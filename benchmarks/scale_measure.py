@@ -14,9 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
-import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,10 +22,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,192 +30,19 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-_POSTGRES = Path("/usr/lib/postgresql")
-_START_SECONDS = 240.0
-_REQUEST = re.compile(r'"(GET|POST|PUT|PATCH|DELETE) (\S+) HTTP')
-_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|\b[0-9a-f]{32}\b|(?<==)[^&]+")
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.local_servers import database_server, postgres_programs  # noqa: E402
+from benchmarks.scale_servers import Counted, clean, mlflow_server, prefect_server  # noqa: E402
 
 
-@dataclass
-class Server:
-    """A server that was started here: where it answers, its requests, its processes."""
-
-    name: str
-    url: str
-    counted: Path
-    process: subprocess.Popen[bytes]
-    database: psutil.Process | None
-
-    def cpu_seconds(self) -> float:
-        """Processor time that it, its children and its database have used so far."""
-        total = 0.0
-        for top in (psutil.Process(self.process.pid), self.database):
-            for each in [top, *top.children(recursive=True)] if top else ():
-                with suppress(psutil.Error):
-                    used = each.cpu_times()
-                    total += used.user + used.system
-        if self.database is not None:  # its own processes end with their connections
-            with suppress(psutil.Error):
-                gone = self.database.cpu_times()
-                total += gone.children_user + gone.children_system
-        return total
-
-    def requests(self) -> Counter[str]:
-        """How often each kind of request was made, ids left out, health checks too."""
-        found: Counter[str] = Counter()
-        for method, path in _REQUEST.findall(self.counted.read_text(errors="replace")):
-            if "/health" not in path and "/version" not in path:
-                found[f"{method} {_ID.sub('*', path.partition('?')[0])}"] += 1
-        return found
-
-
-@contextmanager
-def postgres(folder: Path) -> Iterator[tuple[Callable[[str], str], psutil.Process]]:
-    """A PostgreSQL of our own on a free port; gives a function from a name to a database's URL."""
-    found = sorted(_POSTGRES.glob("*/bin/initdb"))
-    if not found:
-        raise FileNotFoundError("PostgreSQL is not installed")
-    binaries, data, port = found[-1].parent, folder / "data", _free_port()
-    user = {"user": "postgres", "group": "postgres"} if os.getuid() == 0 else {}
-    if user:
-        shutil.chown(folder, **user)
-    plain: dict[str, Any] = {"cwd": folder, "stdout": subprocess.DEVNULL, **user}
-    subprocess.run(
-        [binaries / "initdb", "-D", data, "-U", "winnow", "-A", "trust", "-E", "UTF8"],
-        check=True, **plain,
-    )  # fmt: skip
-    options = [
-        "-c",
-        "listen_addresses=127.0.0.1",
-        "-c",
-        f"port={port}",
-        "-c",
-        "max_connections=300",
-    ]
-    options += ["-c", f"unix_socket_directories={folder}"]
-    server = subprocess.Popen(
-        [binaries / "postgres", "-D", data, *options], stderr=subprocess.DEVNULL, **plain
-    )
-    try:
-        _wait(lambda: _listens(port), server, "PostgreSQL")
-
-        def address(name: str) -> str:
-            for _ in range(20):
-                place = ["-h", "127.0.0.1", "-p", str(port), "-U", "winnow"]
-                done = subprocess.run(
-                    [binaries / "createdb", *place, name],
-                    capture_output=True, text=True, check=False, cwd=folder,
-                )  # fmt: skip
-                if done.returncode == 0:
-                    return f"winnow@127.0.0.1:{port}/{name}"
-                time.sleep(0.5)
-            raise RuntimeError(done.stderr)
-
-        yield address, psutil.Process(server.pid)
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-@contextmanager
-def prefect_server(folder: Path, database: str, own: psutil.Process | None) -> Iterator[Server]:
-    """A Prefect server whose requests are counted."""
-    command = ["-m", "uvicorn", "--app-dir", str(ROOT / "benchmarks"), "--factory"]
-    command += ["scale_counted:create_app", "--log-level", "error"]
-    environment = {
-        "PREFECT_HOME": str(folder),
-        "PREFECT_API_DATABASE_CONNECTION_URL": database,
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_UI_ENABLED": "0",
-        "PREFECT__SERVER_FINAL": "1",
-        "COUNTED": str(folder / "requests.log"),
-    }
-    with _served("prefect", folder, command, environment, "/api/health", own) as server:
-        server.url, server.counted = f"{server.url}/api", folder / "requests.log"
-        yield server
-
-
-@contextmanager
-def mlflow_server(
-    folder: Path, database: str, own: psutil.Process | None, workers: int = 1
-) -> Iterator[Server]:
-    """An MLflow server that also serves artifacts."""
-    command = ["-m", "mlflow", "server", "--backend-store-uri", database, "--workers", str(workers)]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    with _served("mlflow", folder, command, {"OMP_NUM_THREADS": "1"}, "/health", own) as server:
-        yield server
-
-
-@contextmanager
-def _served(
-    name: str,
-    folder: Path,
-    command: list[str],
-    environment: Mapping[str, str],
-    health: str,
-    own: psutil.Process | None,
-) -> Iterator[Server]:
-    folder.mkdir(parents=True, exist_ok=True)
-    port, log = _free_port(), folder / f"{name}.log"
-    command = [sys.executable, *command, "--host", "127.0.0.1", "--port", str(port)]
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            command, stdout=stream, stderr=stream, cwd=folder, start_new_session=True,
-            env={**_clean(), **environment},
-        )  # fmt: skip
-    server = Server(name, f"http://127.0.0.1:{port}", log, process, own)
-    try:
-        _wait(lambda: _answers(server.url + health), process, f"{name} ({log})")
-        yield server
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, 15)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
-
-
-def _clean() -> dict[str, str]:
-    """This process's environment without servers of anybody's."""
-    left_out = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "WINNOW_HOME", "PYTHONPATH")
-    return {key: value for key, value in os.environ.items() if key not in left_out}
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as trial:
-        return trial.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def _wait(ready: Callable[[], bool], process: subprocess.Popen[bytes], name: str) -> None:
-    end = time.monotonic() + _START_SECONDS
-    while not ready():
-        if process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"{name} does not start")
-        time.sleep(0.2)
-
-
-def run_once(recipe: str, changes: list[str], servers: dict[str, Server], home: Path) -> Path:
+def run_once(recipe: str, changes: list[str], servers: dict[str, Counted], home: Path) -> Path:
     """One `winnow specialize` against the servers; returns its folder."""
     command = [sys.executable, "-m", "flows.cli", "specialize", recipe, "--out", str(home / "out")]
     for change in changes:
         command += ["--set", change]
     environment = {
-        **_clean(),
+        **clean(),
         "WINNOW_HOME": str(home / "home"),
         "PREFECT_API_URL": servers["prefect"].url,
         "MLFLOW_TRACKING_URI": servers["mlflow"].url,
@@ -232,7 +53,7 @@ def run_once(recipe: str, changes: list[str], servers: dict[str, Server], home: 
     return home / "out"
 
 
-def what_a_run_asks(recipe: str, changes: list[str], servers: dict[str, Server]) -> dict[str, Any]:
+def what_a_run_asks(recipe: str, changes: list[str], servers: dict[str, Counted]) -> dict[str, Any]:
     """Requests, processor seconds and bytes of one run, first made and then reused."""
     with tempfile.TemporaryDirectory(prefix="winnow-scale-") as scratch:
         found: dict[str, Any] = {}
@@ -278,7 +99,7 @@ def post(url: str, body: Any) -> Any:
     return None
 
 
-def prefect_writer(server: Server) -> Callable[[], None]:
+def prefect_writer(server: Counted) -> Callable[[], None]:
     """What a client does most often: report a task run's new state."""
     flow = post(f"{server.url}/flows/", {"name": "load"})["id"]
     run = post(f"{server.url}/flow_runs/", {"flow_id": flow, "state": {"type": "RUNNING"}})["id"]
@@ -299,7 +120,7 @@ def prefect_writer(server: Server) -> Callable[[], None]:
     return write
 
 
-def mlflow_writer(server: Server) -> Callable[[], None]:
+def mlflow_writer(server: Counted) -> Callable[[], None]:
     """What a run does most often: log a batch of metrics."""
     api = f"{server.url}/api/2.0/mlflow"
     name = uuid.uuid4().hex
@@ -317,7 +138,7 @@ def mlflow_writer(server: Server) -> Callable[[], None]:
 
 
 def load(
-    server: Server, writer: Callable[[Server], Callable[[], None]], clients: int, seconds: float
+    server: Counted, writer: Callable[[Counted], Callable[[], None]], clients: int, seconds: float
 ) -> dict[str, float]:
     """Closed loop: so many clients, each with one request at a time and no pause.
 
@@ -384,21 +205,20 @@ def measured(recipe: str, changes: list[str], seconds: float, clients: list[int]
             (f"sqlite+aiosqlite:///{folder}/prefect.db", f"sqlite:///{folder}/mlflow.db", None),
             (recipe, changes, seconds, clients),
         )
-        try:
-            own = folder / "postgres"
-            own.mkdir()
-            with postgres(own) as (address, process):
-                places = (
-                    f"postgresql+asyncpg://{address('prefect')}",
-                    f"postgresql://{address('mlflow')}",
-                    process,
-                )
-                found["postgres"] = _on(
-                    folder / "on-postgres", places, (recipe, changes, seconds, clients)
-                )
-        except FileNotFoundError as problem:
-            found["postgres"] = None
-            print(f"{problem}: measured on SQLite alone", file=sys.stderr)
+        found["postgres"] = None
+        if postgres_programs() is None:
+            print("PostgreSQL is not installed: measured on SQLite alone", file=sys.stderr)
+            return found
+        own = folder / "postgres"
+        with database_server(own, ("prefect", "mlflow"), careful=True) as databases:
+            places = (
+                databases["prefect"].replace("postgresql://", "postgresql+asyncpg://"),
+                databases["mlflow"],
+                psutil.Process(int((own / "data" / "postmaster.pid").read_text().split()[0])),
+            )
+            found["postgres"] = _on(
+                folder / "on-postgres", places, (recipe, changes, seconds, clients)
+            )
     return found
 
 

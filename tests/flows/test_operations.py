@@ -15,9 +15,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
-import psutil
 import pytest
 
 from exports.runtime import host_profile
@@ -193,24 +193,19 @@ def test_gc_leaves_the_registry(place: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[tuple[Path, dict[str, str]]]:
     """A PostgreSQL, its commands, and the environment that names it."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
+    from benchmarks.local_servers import database_server, postgres_programs
+
+    programs = postgres_programs()
+    if programs is None:
         pytest.skip("PostgreSQL is not installed here")
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import scale_measure
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
     # not below pytest's own folder, which the server's user may not enter
     with tempfile.TemporaryDirectory(prefix="winnow-postgres-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        with scale_measure.postgres(folder) as (address, process):
-            assert isinstance(process, psutil.Process)
-            port = address("mlflow").partition(":")[2].partition("/")[0]
-            address("prefect")
+        with database_server(folder / "postgres", ("prefect", "mlflow")) as databases:
+            port = str(urlsplit(databases["mlflow"]).port)
             environment = {"PGHOST": "127.0.0.1", "PGPORT": port, "PGUSER": "winnow"}
-            yield found[-1].parent, environment
+            yield programs, environment
 
 
 def test_a_dump_of_postgres_comes_back(

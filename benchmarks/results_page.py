@@ -19,17 +19,17 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.studies.advice import advice  # noqa: E402
 from benchmarks.studies.grid import Row  # noqa: E402
-from benchmarks.studies.tables import Interval, clustered, interval, read  # noqa: E402
+from benchmarks.studies.tables import read  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "benchmarks" / "RESULTS.md"
-STUDIES = ("taco", "interplay", "combining", "peers")
+STUDIES = ("taco", "interplay", "combining", "methods", "peers")
 _DIRECTIVE = re.compile(r"^\{\{(\w+)((?: [\w.-]+)*)\}\}$", re.MULTILINE)
 
 
@@ -100,199 +100,6 @@ TABLES: dict[str, Callable[[Sequence[Path]], str]] = {
     "allocation": allocation,
     **{name: study(name) for name in STUDIES},
 }
-
-
-# --- advice ---------------------------------------------------------------------------------------
-
-
-def advice(rows: dict[str, list[Row]]) -> list[str]:
-    """Sentences that the rows support, each with the rows that it is from.
-
-    A difference is called one where both its intervals, over pairs and over models and tasks with
-    seeds averaged, leave out zero; where they do not, that is what is said. Nothing is said
-    without rows.
-    """
-    return [
-        *_taco(rows.get("taco", [])),
-        *_interplay(rows.get("interplay", [])),
-        *_combining(rows.get("combining", [])),
-        *_peers(rows.get("peers", [])),
-    ]
-
-
-def _sided(every: Interval, grouped: Interval) -> int:
-    """1 above zero, -1 below, 0 undecided."""
-    if min(every.low, grouped.low) > 0:
-        return 1
-    return -1 if max(every.high, grouped.high) < 0 else 0
-
-
-def _told(x: Interval) -> str:
-    return f"{x.mean:+.2f} points [{x.low:+.2f}, {x.high:+.2f}], {x.n} pairs"
-
-
-# of a comparison's name: what is advised where its first side wins, loses, or neither
-_SAID = (
-    (
-        r"task-aware minus generic calibration, (\S+), no recovery",
-        "Calibrate on the task's own inputs where nothing follows the pruning ({0})",
-        "Generic inputs calibrate better than the task's own where nothing follows ({0})",
-        "Without recovery, task-aware and generic calibration were not told apart ({0})",
-    ),
-    (
-        r"task-aware minus generic calibration, (\S+), ladder, (.+)",
-        "Calibrate on the task's own inputs, also when recovery follows ({0}, {1})",
-        "With recovery, generic inputs calibrated better ({0}, {1}): a negative result",
-        "Once recovery follows, what the layers were calibrated on was not told apart ({0}, {1})",
-    ),
-    (
-        r"(\w+) minus uniform allocation, (\S+), (.+)",
-        "Share zeros unevenly: `prune.allocation: {0}` beats uniform ({1}, {2})",
-        "Do not share zeros by `{0}`: uniform was better ({1}, {2})",
-        "`{0}` and uniform allocation were not told apart ({1}, {2})",
-    ),
-    (
-        r"ladder minus one shot at equal training, (\S+), pool",
-        "Climb to {0} in rungs: at equal training the ladder beats one leap",
-        "Prune to {0} at once: at equal training one leap beats the ladder",
-        "At equal training, ladder and one leap to {0} were not told apart: take what is simpler",
-    ),
-    (
-        r"pool minus shots alone, (\S+), ladder",
-        "Collect unlabelled examples before labelling more: the pool is worth it ({0})",
-        "The pool made it worse ({0}): a negative result",
-        "At {0} the pool was not shown to help",
-    ),
-)
-
-
-def _taco(found: list[Row]) -> list[str]:
-    from benchmarks.study_taco import contrasts, where
-
-    said = []
-    for what, pairs, source in contrasts(found):
-        every, grouped = interval(list(pairs.values())), clustered(pairs)
-        if every.n < 3 or grouped.n < 2:
-            continue
-        for pattern, better, worse, neither in _SAID:
-            if match := re.fullmatch(pattern, what):
-                text = (neither, better, worse)[_sided(every, grouped)]
-                said.append(f"{text.format(*match.groups())}: {_told(every)} (`{source}`).")
-    fine = where([row for row in found if "failed" not in row], block="frontier-pool")
-    for model in sorted({row["model"] for row in fine}):
-        held = [
-            (at, x)
-            for at in (0.95, 0.9, 0.75, 0.5)
-            if (x := interval([100 * r["drop"] for r in where(fine, model=model, sparsity=at)])).n
-            > 1
-            and x.high <= 2
-        ]
-        if held:
-            at, x = held[0]
-            said.append(
-                f"With a pool, {model} may lose {at:.0%} of its weights and stay within two points "
-                f"of its teacher: {x.mean:.2f} points [{x.low:.2f}, {x.high:.2f}], {x.n} runs "
-                f"(`taco/frontier-pool/{model}/*/{at:g}`)."
-            )
-    return said
-
-
-def _interplay(found: list[Row]) -> list[str]:
-    from benchmarks.study_interplay import CORNERS, excess
-
-    cells: dict[tuple[Any, ...], dict[str, Row]] = {}
-    for row in found:
-        if "failed" not in row:
-            key = (row["block"], row["kind"], row["form"], row["model"], row["task"], row["seed"])
-            cells.setdefault(key, {})[row["corner"]] = row
-    whole = {key: c for key, c in cells.items() if set(c) == set(CORNERS)}
-    said = []
-    for block in ("untuned", "tuned"):
-        pairs = {
-            (*key[3:5], *key[1:3], key[5]): 100
-            * (c["pruned-first"]["accuracy"] - c["quantized-first"]["accuracy"])
-            for key, c in whole.items()
-            if key[0] == block
-        }
-        every, grouped = interval(list(pairs.values())), clustered(pairs)
-        if every.n < 3 or grouped.n < 2:
-            continue
-        training = "without fine-tuning" if block == "untuned" else "at equal fine-tuning"
-        text = (
-            "the order of pruning and quantizing was not told apart",
-            "prune first, then quantize",
-            "quantize first, then prune",
-        )[_sided(every, grouped)]
-        said.append(f"{training.capitalize()}, {text}: {_told(every)} (`interplay/{block}/*`).")
-    for block, kind, form in sorted({key[:3] for key in whole}):
-        over = interval([excess(c) for key, c in whole.items() if key[:3] == (block, kind, form)])
-        if over.n > 2 and over.low > 0:
-            what = "half the structure" if kind == "half" else f"{kind} zeros"
-            said.append(
-                f"{what.capitalize()} and {form} harm each other, {block}: the joint divergence is "
-                f"{over.mean:.4f} nats [{over.low:.4f}, {over.high:.4f}] above the sum of the two, "
-                f"{over.n} runs (`interplay/{block}/*/{kind}-{form}/*`)."
-            )
-    return said
-
-
-def _combining(found: list[Row]) -> list[str]:
-    from benchmarks.study_combining import designs, marginal
-
-    whole, said = designs(found), []
-    for block in sorted({key[0] for key in whole}):
-        for factor, setting, words in (
-            ("distil", (True, False), "distil what was pruned"),
-            ("distil", (False, False), "distil what was not pruned"),
-            ("quantize", (True, True), "quantize what was pruned and distilled"),
-        ):
-            every, grouped = marginal(whole, block, factor, setting)
-            if every.n < 3:
-                continue
-            text = (
-                f"Whether to {words} was not told apart in accuracy",
-                f"{words.capitalize()}: it gains",
-                f"To {words} costs accuracy",
-            )[_sided(every, grouped)]
-            said.append(f"{text} (MiniLM, {block}): {_told(every)} (`combining/{block}/*`).")
-    return said
-
-
-def _peers(found: list[Row]) -> list[str]:
-    fine = [row for row in found if "failed" not in row and row["block"] == "peers"]
-    said = []
-    for ours, theirs in (
-        ("ours-half-recovered", "torch-pruning-recovered"),
-        ("ours-int8", "onnxruntime-static"),
-        ("ours-int8", "onnxruntime-dynamic"),
-        ("ours-half-recovered-int8", "small-dense-int8"),
-        ("ours-int8", "setfit"),
-        ("ours-half-recovered", "depth-recovered"),
-        *(("ours-half", f"score-{name}-obs") for name in ("magnitude", "activation", "trajectory")),
-        *(
-            ("ours-half-recovered", f"score-{name}-obs-recovered")
-            for name in ("magnitude", "activation", "trajectory")
-        ),
-    ):
-        by: dict[str, dict[tuple[Any, ...], float]] = {ours: {}, theirs: {}}
-        for row in fine:
-            if row["method"] in by:
-                key = (row["model"], row["task"], row["seed"])
-                by[row["method"]][key] = 100 * row["accuracy"]
-        pairs = {at: x - by[theirs][at] for at, x in by[ours].items() if at in by[theirs]}
-        every, grouped = interval(list(pairs.values())), clustered(pairs)
-        if every.n < 3 or grouped.n < 2:
-            continue
-        text = (
-            f"{ours} and {theirs} were not told apart in accuracy",
-            f"{ours} beats {theirs}",
-            f"{theirs} beats {ours}: a negative result",
-        )[_sided(every, grouped)]
-        said.append(f"{text}: {_told(every)} (`peers/*/{ours}`, `peers/*/{theirs}`).")
-    return said
-
-
-# --- the page -------------------------------------------------------------------------------------
 
 
 def page() -> str:

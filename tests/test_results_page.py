@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import results_page, study_combining, study_interplay, study_taco
+from benchmarks import (
+    results_page,
+    study_combining,
+    study_interplay,
+    study_methods,
+    study_taco,
+)
 from benchmarks.studies import scoring, tables
 from benchmarks.study_taco import LADDER, row_of, where
 
@@ -175,3 +181,22 @@ def test_the_joint_error_is_held_against_the_threshold() -> None:
     corners = {name: {"kl": value} for name, value in kl.items()}
     assert study_interplay.excess(corners) == pytest.approx(0.1)
     assert study_interplay.excess(corners, "quantized-first") == pytest.approx(-0.05)
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [(0.05, "norms beats full"), (-0.05, "full beats norms"), (0.0, "not told apart")],
+)
+def test_a_method_is_compared_with_the_default_of_its_block(gain: float, said: str) -> None:
+    rows = [
+        result(
+            "trained", model, "x", seed, setting="90%", alternative=name,
+            accuracy=0.7 + more + 0.01 * (seed - 1) * (name == "norms"),
+        )
+        for model in ("a", "b")
+        for seed in range(3)
+        for name, more in (("full", 0.0), ("norms", gain + 0.001 * (model == "a")))
+    ]  # fmt: skip
+    (sentence,) = results_page.advice({"methods": rows})
+    assert said in sentence and "(90%)" in sentence
+    assert study_methods.against(rows[1::2], {("a", 0): rows[0]}).keys() == {("a", 0)}

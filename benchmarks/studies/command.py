@@ -1,7 +1,6 @@
 """What the studies of methods share: models and tasks, a plan in order of want, a pool, intervals.
 
-A study is a module with a list of rows; `study_taco.py`, `study_interplay.py`,
-`study_combining.py` and `study_peers.py` are such modules. Each is the same four commands:
+A study is a module with a list of rows, `benchmarks/study_*.py`. Each is the same four commands:
 
     python benchmarks/study_taco.py plan --assets DIR --home HOME [--steps N] [--set a.b=JSON]
     python benchmarks/study_taco.py pack --home HOME --generalists DIR --out FOLDER
@@ -15,6 +14,8 @@ told and left out. `pack` puts both and the generalists into files of at most 54
 that takes no more at once; `cat FOLDER/*/study.tar.* | tar x -C DIR` undoes it. `run` needs
 neither Prefect nor MLflow, appends each result as it comes, goes on where it was, and shares
 teachers and rungs between rows through HOME. A row that fails becomes a result that says so.
+Kernels of several processes on one GPU run side by side only under NVIDIA's MPS
+(`nvidia-cuda-mps-control -d` before it): these models fill none by themselves.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -41,6 +42,20 @@ class Counted(Server):
                 gone = self.database.cpu_times()
                 total += gone.children_user + gone.children_system
         return total
+
+    def settle(self, most: float = 180.0) -> None:
+        """Wait until it idles: MLflow's answers long before all of its processes have started.
+
+        Raises:
+            RuntimeError: it is still busy after so many seconds.
+        """
+        end, quiet = time.monotonic() + most, 0
+        while quiet < 3:
+            before = self.cpu_seconds()
+            time.sleep(2)
+            quiet = quiet + 1 if self.cpu_seconds() - before < 0.1 else 0
+            if time.monotonic() > end:
+                raise RuntimeError(f"{self.health}: still busy after {most:.0f} s")
 
     def requests(self) -> Counter[str]:
         """How often each kind of request was made, ids left out, health checks too."""
@@ -106,6 +121,7 @@ def _served(
     server.start(held=True)
     try:
         server.wait(_START_SECONDS)
+        server.settle()
         yield server
     finally:
         server.stop()

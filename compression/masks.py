@@ -46,7 +46,7 @@ def lowest(score: Tensor, count: int) -> Tensor:
         chosen[torch.sort(flat, stable=True).indices[:count]] = True
         return chosen.reshape(score.shape)
     # selection, since only the edge matters: sorting orders everything
-    edge = _kth_lowest(flat, count)
+    edge = kth_lowest(flat, count)
     chosen = flat <= edge
     surplus = int(chosen.count_nonzero()) - count
     if surplus < 0:  # NaN is at most nothing
@@ -57,9 +57,21 @@ def lowest(score: Tensor, count: int) -> Tensor:
     return chosen.reshape(score.shape)
 
 
-def _kth_lowest(flat: Tensor, k: int) -> Tensor:
+def lowest_of_each(score: Tensor, counts: Tensor) -> Tensor:
+    """True at exactly ``counts`` (L,) lowest entries of each row (L, n); ties as :func:`lowest`.
+
+    Sorts all rows at once and asks the device for nothing.
+    """
+    order = torch.sort(score, dim=1, stable=True).indices
+    first = torch.arange(score.shape[1], device=score.device) < counts[:, None]
+    return torch.zeros_like(first).scatter_(1, order, first)
+
+
+def kth_lowest(flat: Tensor, k: int) -> Tensor:
     """The k-th lowest entry, k from 1 on; of many, only those near a sample's k-th are ordered."""
     size = len(flat)
+    if flat.device.type != "cpu":
+        return flat.sort().values[k - 1]
     if size > _MANY:
         sample = flat[:: size // _SAMPLE | 1].sort().values  # odd: no column is passed over
         at, slack = k * len(sample) // size, 3 * math.isqrt(len(sample))
@@ -85,21 +97,26 @@ class Unstructured(MaskRule):
         self._owed: list[int] = []  # zeros a column owes by the first look
 
     def prepare(self, weight: Tensor, score: Tensor) -> None:
+        self.require_room(weight)
+        first = lowest(self.held_first(score, 0, score.shape[-1]), self.zeros)
+        self._owed = first.sum(dim=(0, 1), dtype=torch.int32).tolist()
+
+    def require_room(self, weight: Tensor) -> None:
+        """Raise `CompressionError` where fewer zeros are asked than are held, or too many."""
         held = 0 if self.held is None else int(self.held.count_nonzero())
         if not held <= self.zeros <= weight.numel():
             raise CompressionError(
                 f"{self.zeros} zeros asked of {weight.numel()} weights, {held} of them held at zero"
             )
-        first = lowest(self._hold(score, 0, score.shape[-1]), self.zeros)
-        self._owed = first.sum(dim=(0, 1), dtype=torch.int32).tolist()
 
-    def _hold(self, score: Tensor, start: int, stop: int) -> Tensor:
+    def held_first(self, score: Tensor, start: int, stop: int) -> Tensor:
+        """Scores of columns [start, stop), those of held weights below all others."""
         if self.held is None:
             return score
         return score.masked_fill(self.held[..., start:stop], -1.0)
 
     def keep(self, start: int, stop: int, score: Tensor) -> Tensor:
-        return ~lowest(self._hold(score, start, stop), sum(self._owed[start:stop]))
+        return ~lowest(self.held_first(score, start, stop), sum(self._owed[start:stop]))
 
 
 class NofM(MaskRule):
@@ -150,21 +167,46 @@ class Fixed(MaskRule):
         return self.kept[..., start:stop]
 
 
+# where counts are chosen for all parts at once, not part after part by selection
+_AT_ONCE = {"cuda"}
+
+
 class Several(MaskRule):
     """Rules for equal parts of the rows, one below the other: several answers of one sweep."""
 
     def __init__(self, rules: Sequence[MaskRule]) -> None:
         self.rules = tuple(rules)
         self.multiple = math.lcm(*(rule.multiple for rule in self.rules))
+        self._counted = [rule for rule in self.rules if isinstance(rule, Unstructured)]
+        self._owed: Tensor | None = None  # (L, C): zeros that each part's columns owe
 
     def prepare(self, weight: Tensor, score: Tensor) -> None:
+        if score.device.type in _AT_ONCE and len(self._counted) == len(self.rules):
+            for rule, part in zip(self._counted, self._parts(weight), strict=True):
+                rule.require_room(part)
+            zeros = torch.tensor([rule.zeros for rule in self._counted], device=score.device)
+            self._owed = self._lowest(score, 0, zeros).sum(dim=(1, 2))
+            return
         parts = zip(self.rules, self._parts(weight), self._parts(score), strict=True)
-        for rule, own_weight, own_score in parts:
-            rule.prepare(own_weight, own_score)
+        for each, own_weight, own_score in parts:
+            each.prepare(own_weight, own_score)
 
     def keep(self, start: int, stop: int, score: Tensor) -> Tensor:
+        if self._owed is not None:
+            gone = self._lowest(score, start, self._owed[:, start:stop].sum(dim=1))
+            return ~gone.transpose(0, 1).flatten(1, 2)  # (G, L R, W)
         parts = zip(self.rules, self._parts(score), strict=True)
         return torch.cat([rule.keep(start, stop, part) for rule, part in parts], dim=-2)
+
+    def _lowest(self, score: Tensor, start: int, counts: Tensor) -> Tensor:
+        """True at each part's ``counts`` lowest scores: (L, G, R, W)."""
+        stop = start + score.shape[-1]
+        parts = [
+            rule.held_first(part, start, stop)
+            for rule, part in zip(self._counted, self._parts(score), strict=True)
+        ]
+        each = torch.stack(parts)
+        return lowest_of_each(each.flatten(1), counts).view(each.shape)
 
     def _parts(self, whole: Tensor) -> Sequence[Tensor]:
         return whole.chunk(len(self.rules), dim=-2)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compression.masks import kth_lowest
 from compression.problem import LayerProblem
 from compression.request import Request
 
@@ -27,7 +28,7 @@ def scores_of(problem: LayerProblem) -> Tensor:
     loss = 0.5 * problem.original[..., :columns].square() / inverse
     ranked = loss[problem.weight != 0].double().sort().values
     left = ranked.flip(0).cumsum(0).flip(0)  # what the layer has, from this weight upwards
-    return (ranked / left.clamp_min(1e-300)).float().cpu()
+    return (ranked / left.clamp_min(1e-300)).float()
 
 
 def allocate(request: Request) -> dict[str, int]:
@@ -41,6 +42,6 @@ def allocate(request: Request) -> dict[str, int]:
     more = request.total - sum(request.held.values())
     if more <= 0:
         return request.exact(request.held)
-    threshold = torch.cat(list(scores.values())).sort().values[more - 1]
+    threshold = kth_lowest(torch.cat(list(scores.values())), more)
     below = {name: int((found <= threshold).sum()) for name, found in scores.items()}
     return request.exact({name: request.held[name] + below[name] for name in scores})

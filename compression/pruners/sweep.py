@@ -23,7 +23,7 @@ from compression.sweep import sweep
 _STEPS = 10  # of refinement
 _MOST = 10 * 2**35  # multiplications of all of them, but for two
 # weights that are swept side by side: a GPU waits for launches, a core for its cache
-_BESIDE = {"cuda": 2**27, "cpu": 2**18}
+_BESIDE = {"cuda": 2**25, "cpu": 2**18}
 
 
 def prune(problem: LayerProblem, rule: MaskRule) -> Solved:

@@ -214,18 +214,19 @@ def test_obs_takes_no_mask_that_is_given(generator) -> None:
         METHODS.load("obs")(problem, Fixed(problem.weight != 0))
 
 
-@pytest.mark.parametrize("beside", [2**18, 150])
+@pytest.mark.parametrize(("beside", "at_once"), [(2**18, ()), (150, ()), (2**18, ("cpu",))])
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bias", [True, False])
 def test_answers_together_are_those_one_after_the_other(
-    generator, monkeypatch, name, shape, bias, beside
+    generator, monkeypatch, name, shape, bias, beside, at_once
 ) -> None:
     problem = problem_of(generator, shape, bias=bias)
     held = torch.rand(shape, generator=generator) < 0.2
     problem = dataclasses.replace(problem, weight=problem.weight.masked_fill(held, 0.0))
     counts = [int(held.sum()), 30, 50, 71]
     monkeypatch.setattr("compression.pruners.sweep._BESIDE", {"cpu": beside})
+    monkeypatch.setattr("compression.masks._AT_ONCE", set(at_once))
     together = list(prune_several(name, problem, [Unstructured(n, held) for n in counts]))
     assert len(together) == len(counts)
     for count, found in zip(counts, together, strict=True):

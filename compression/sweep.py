@@ -101,7 +101,11 @@ def sweep(
             if grid is not None:
                 grid.fit(start, (block * keep).mT, pivot.mT.square().reciprocal())
             inner = upper[:, start:stop, start:stop]
-            _solve(block, errors[:, done : done + stop - start], inner, keep, grid, start)
+            own = errors[:, done : done + stop - start]
+            if grid is None and work.device.type in _AT_ONCE:
+                _solve_at_once(block, own, inner, keep)
+            else:
+                _solve(block, own, inner, keep, grid, start)
         work[:, last:].baddbmm_(upper[:, first:last, last:].mT, errors, alpha=-1)
         squared += torch.linalg.vector_norm(errors, dtype=torch.float64).square()
 
@@ -111,6 +115,27 @@ def sweep(
         kept=kept,
         loss=0.5 * float(squared),
     )
+
+
+# where a launch a column costs more than the arithmetic that it saves
+_AT_ONCE = {"cuda"}
+
+
+def _solve_at_once(block: Tensor, errors: Tensor, inner: Tensor, keep: Tensor) -> None:
+    """A block that is pruned and not rounded, as one triangular system a row.
+
+    With the mask known, U_cc e_c + sum_{k < c} U_kc e_k = w_c at the removed columns of a row, and
+    e_c = 0 at its kept ones. Shapes as in :func:`_solve`.
+    """
+    gone = (~keep).mT  # (G, R, B)
+    removed = gone.to(block.dtype)
+    lower = inner.mT  # U^T
+    system = lower[:, None] * removed[..., None]  # (G, R, B, B)
+    system.diagonal(dim1=-2, dim2=-1).add_(1 - removed)
+    found = torch.linalg.solve_triangular(system, (block.mT * removed)[..., None], upper=False)
+    errors.copy_(found[..., 0].mT)
+    block.baddbmm_(lower.tril(-1), errors, alpha=-1)
+    block.masked_fill_(~keep, 0.0)
 
 
 def _solve(

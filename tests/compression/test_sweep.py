@@ -40,6 +40,26 @@ def test_reported_loss_is_the_quadratic_form(generator, groups, block):
     assert swept.loss == pytest.approx(direct, rel=1e-9)
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_block_at_once_is_a_block_column_by_column(generator, monkeypatch, groups, bias) -> None:
+    weight, hessian = problem(generator, columns=41, groups=groups)
+    shift = weight[..., -1] if bias else None
+    part = weight[..., :-1] if bias else weight
+    factor = factor_of(hessian)
+    found = []
+    for devices in (set(), {"cpu"}):
+        monkeypatch.setattr("compression.sweep._AT_ONCE", devices)
+        rule = Unstructured(part.numel() // 2)
+        found.append(sweep(part, factor, rule, bias=shift, block_columns=16))
+    column, block = found
+    assert torch.equal(column.kept, block.kept)
+    assert torch.allclose(column.weight, block.weight, atol=1e-12)
+    assert column.loss == pytest.approx(block.loss, rel=1e-12)
+    if bias:
+        assert torch.allclose(column.bias, block.bias, atol=1e-12)
+
+
 def test_factor_inverts_the_damped_hessian(generator):
     _, hessian = problem(generator, groups=2)
     factor = factor_of(hessian)

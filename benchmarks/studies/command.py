@@ -10,7 +10,7 @@ A study is a module with a list of rows, `benchmarks/study_*.py`. Each is the sa
 
 `plan` writes HOME/plan.json and, beside it, the part of the data that its tasks need (a few
 megabytes); recipes that this version refuses, such as those that name a method it has not, are
-told and left out. `pack` puts both and the generalists into files of at most 54 MB, for a machine
+told and left out. `pack` puts both and the generalists into files of at most 50 MB, for a machine
 that takes no more at once; `cat FOLDER/*/study.tar.* | tar x -C DIR` undoes it. `run` needs
 neither Prefect nor MLflow, appends each result as it comes, goes on where it was, and shares
 teachers and rungs between rows through HOME. A row that fails becomes a result that says so.

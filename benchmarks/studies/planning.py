@@ -120,7 +120,7 @@ def pack(args: argparse.Namespace) -> None:
         archive.add(args.home / "sources", "home/sources")
         for model in models:
             archive.add(folder_of(model, args.generalists), f"generalists/{model}")
-    size = 54 * 1000 * 1000  # beside it travels the working tree
+    size = 50 * 1000 * 1000  # beside it travels the working tree
     with whole.open("rb") as stream:
         at = 0
         while piece := stream.read(size):

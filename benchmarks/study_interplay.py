@@ -13,11 +13,9 @@ again after the removal in either order.
 
 The error E is the divergence from the teacher on the test set, in nats (and the accuracy beside
 it): joint error above E_orth = E(sparse) + E(quantized) - E(dense) means that the two harm each
-other (`compression.interplay`). Rows in order: without fine-tuning, INT8, 75 % and structured and
-90 % and 50 %, then INT4 of the two transformers, then all of it with fine-tuning; first tasks
-first. A row without fine-tuning takes about 40 s on an H200 with six processes, mostly exports, one
-with it about 150 s (five trainings of STEPS steps, three of them shared between rows): 5 models, 3
-seeds, 7 kinds are 81 rows a round, 3,300 s and 12,000 s on 12 processes; one round is a task.
+other (`compression.interplay`). Rows in order: of each model's first task, without fine-tuning INT8 at
+75 %, structured, 90 % and 50 %, then INT4 of the two transformers, then all of it with fine-tuning;
+then the same of the other tasks.
 """
 
 from __future__ import annotations
@@ -56,8 +54,8 @@ LINEAR = (DEIT, MINILM)  # 4 bits are for Linear layers
 def rows(args: argparse.Namespace) -> list[Row]:
     """All rows, most wanted first."""
     found = []
-    for steps in (0, STEPS if args.steps is None else args.steps):
-        for first in (True, False):
+    for first in (True, False):
+        for steps in (0, STEPS if args.steps is None else args.steps):
             for kind, form in KINDS:
                 for model, task, seed in grid(args):
                     if (task == TASKS[model][0]) == first and (form == "int8" or model in LINEAR):

@@ -13,9 +13,9 @@ again after the removal in either order.
 
 The error E is the divergence from the teacher on the test set, in nats (and the accuracy beside
 it): joint error above E_orth = E(sparse) + E(quantized) - E(dense) means that the two harm each
-other (`compression.interplay`). Rows in order: of each model's first task, without fine-tuning INT8 at
-75 %, structured, 90 % and 50 %, then INT4 of the two transformers, then all of it with fine-tuning;
-then the same of the other tasks.
+other (`compression.interplay`). Rows in order: of each model's first task, without fine-tuning
+INT8 at 75 %, structured, 90 % and 50 %, then INT4 of the two transformers, then all of it with
+fine-tuning; then the same of the other tasks.
 """
 
 from __future__ import annotations

@@ -199,7 +199,11 @@ def _middle(took: list[tuple[float, float]]) -> dict[str, float]:
 
 def page(found: list[dict[str, Any]], command: str) -> str:
     """The measurements as Markdown."""
-    lines = ["# A week in fast forward", "", f"What `{command}` printed.", ""]
+    from exports.runtime import host_profile
+
+    host = host_profile()
+    told = f"What `{command}` printed on {host['cpu']}, {host['cores']} cores."
+    lines = ["# A week in fast forward", "", told, ""]
     lines += [
         "| | changes told | specialized anew | versions | rechecks | hold / act / inconclusive |",
         "|---|---|---|---|---|---|",

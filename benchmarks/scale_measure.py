@@ -56,15 +56,19 @@ def run_once(recipe: str, changes: list[str], servers: dict[str, Counted], home:
 def what_a_run_asks(recipe: str, changes: list[str], servers: dict[str, Counted]) -> dict[str, Any]:
     """Requests, processor seconds and bytes of one run, first made and then reused."""
     with tempfile.TemporaryDirectory(prefix="winnow-scale-") as scratch:
-        found: dict[str, Any] = {}
+        idle = {key: each.idle() for key, each in servers.items()}
+        found: dict[str, Any] = {"idle": {key: round(rate, 5) for key, rate in idle.items()}}
         for name in ("first", "reused"):
+            begun = time.monotonic()
             before = {key: (each.requests(), each.cpu_seconds()) for key, each in servers.items()}
             out = run_once(recipe, changes, servers, Path(scratch))
             time.sleep(3)  # events and logs are sent a moment later
+            wall = time.monotonic() - begun
             found[name] = {
                 key: {
                     "requests": sum((each.requests() - before[key][0]).values()),
-                    "cpu_s": round(each.cpu_seconds() - before[key][1], 3),
+                    # a server's own loops run whether or not there is a run
+                    "cpu_s": round(each.cpu_seconds() - before[key][1] - idle[key] * wall, 3),
                     "kinds": dict((each.requests() - before[key][0]).most_common(12)),
                 }
                 for key, each in servers.items()

@@ -57,6 +57,12 @@ class Counted(Server):
             if time.monotonic() > end:
                 raise RuntimeError(f"{self.health}: still busy after {most:.0f} s")
 
+    def idle(self, seconds: float = 20.0) -> float:
+        """Processor seconds a second that it takes while nobody asks: its own loops."""
+        before, begun = self.cpu_seconds(), time.monotonic()
+        time.sleep(seconds)
+        return (self.cpu_seconds() - before) / (time.monotonic() - begun)
+
     def requests(self) -> Counter[str]:
         """How often each kind of request was made, ids left out, health checks too."""
         found: Counter[str] = Counter()

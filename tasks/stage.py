@@ -19,6 +19,7 @@ from tasks.config import Recipe
 from tasks.errors import bad_input
 from tasks.home import home
 from tasks.locks import if_free, locked
+from tasks.memory import keep_freed
 from tasks.partial import Partial
 from tasks.progress import watching
 from tasks.runs import under_way
@@ -157,6 +158,7 @@ class Stage:
             return self._make(recipe, inputs, key, title)
 
     def _make(self, recipe: Recipe, inputs: Sequence[Artifact], key: str, title: str) -> Artifact:
+        keep_freed()
         partial = Partial.of(self.name, key)
         if recipe.cache == "off":
             partial.remove()

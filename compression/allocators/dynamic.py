@@ -8,8 +8,8 @@ keeps the total: what the divergence from the teacher gains or loses when one la
 half as much again, and in proportion to its layer loss between and beyond. The first such
 allocation is the better of the even share and one threshold over all scores (`global`); the
 program's answer is the next one, while it is better. Where both of them answer hardly better than
-by chance (90 % of MobileNetV2 at once), nothing around them tells layers apart: then the costs are
-those with all other layers as they are, after all.
+by chance, nothing around them tells layers apart: then the costs are those with all other layers as
+they are, after all.
 """
 
 from __future__ import annotations

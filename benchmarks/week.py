@@ -2,7 +2,7 @@
 
     python benchmarks/week.py                              # 500 rechecks, 20 changes, twice
     python benchmarks/week.py --rechecks 40 --changes 2    # a look
-    python benchmarks/week.py --of ONE.json OTHER.json     # the page of weeks that --only made apart
+    python benchmarks/week.py --of ONE.json OTHER.json     # the page of weeks made apart
 
 The flows are called in this process, one after the other, as a worker would; Prefect's server is a
 process of its own with its services, MLflow's store is SQLite. Every change appends sentences to

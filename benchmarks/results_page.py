@@ -29,7 +29,7 @@ from benchmarks.studies.tables import read  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "benchmarks" / "RESULTS.md"
-STUDIES = ("taco", "interplay", "combining", "methods", "peers")
+STUDIES = ("taco", "recovery", "interplay", "combining", "methods", "peers")
 _DIRECTIVE = re.compile(r"^\{\{(\w+)((?: [\w.-]+)*)\}\}$", re.MULTILINE)
 
 

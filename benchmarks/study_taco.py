@@ -397,29 +397,35 @@ def picture(found: list[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
     import numpy as np
 
-    figure, panels = plt.subplots(1, len(TASKS), figsize=(3.2 * len(TASKS), 3), sharey=True)
+    figure, panels = plt.subplots(1, len(TASKS), figsize=(3.2 * len(TASKS), 3))
     for panel, model in zip(np.atleast_1d(panels), TASKS, strict=True):
-        for block, label in (("frontier-pool", "with pool"), ("frontier-shots", "shots alone")):
+        for colour, (block, label) in enumerate(
+            (
+                ("frontier-shots", "shots alone"),
+                ("frontier-pool", "with pool"),
+                ("frontier-long", "with pool, four times the training"),
+            )
+        ):
             ours = where(found, block=block, model=model)
             at = sorted({row["sparsity"] for row in ours})
             drops = [[100 * row["drop"] for row in where(ours, sparsity=x)] for x in at]
             if at:
-                bars = [np.std(x, ddof=1) if len(x) > 1 else 0 for x in drops]
                 panel.errorbar(
-                    range(len(at)),
+                    [LADDER.index(x) for x in at],
                     [np.mean(x) for x in drops],
-                    bars,
+                    [np.std(x, ddof=1) if len(x) > 1 else 0 for x in drops],
+                    color=f"C{colour}",
                     label=label,
                     capsize=3,
                     marker="o",
                 )
-                panel.set_xticks(range(len(at)), [f"{x:.0%}" for x in at])
+        panel.set_xticks(range(len(LADDER)), [f"{x:.0%}" for x in LADDER])
         panel.axhline(2, color="grey", linewidth=0.8, linestyle=":")
         panel.set_title(model, fontsize=9)
         panel.set_xlabel("zeros")
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=7, loc="upper left")
     np.atleast_1d(panels)[0].set_ylabel("drop, points")
-    if np.atleast_1d(panels)[0].get_legend_handles_labels()[0]:
-        np.atleast_1d(panels)[0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -63,6 +64,12 @@ _SAID = (
         "At equal training, ladder and one leap to {0} were not told apart: take what is simpler",
     ),
     (
+        r"four times the training minus once, (\S+), ladder, pool",
+        "Train four times as long where the drop matters ({0}, ladder, pool)",
+        "Four times the training made it worse ({0}, ladder, pool): a negative result",
+        "Four times the training was not shown to help ({0}, ladder, pool)",
+    ),
+    (
         r"pool minus shots alone, (\S+), ladder",
         "Collect unlabelled examples before labelling more: the pool is worth it ({0})",
         "The pool made it worse ({0}): a negative result",
@@ -83,21 +90,22 @@ def _taco(found: list[Row]) -> list[str]:
             if match := re.fullmatch(pattern, what):
                 text = (neither, better, worse)[_sided(every, grouped)]
                 said.append(f"{text.format(*match.groups())}: {_told(every)} (`{source}`).")
-    fine = where([row for row in found if "failed" not in row], block="frontier-pool")
-    for model in sorted({row["model"] for row in fine}):
+    every = [row for row in found if "failed" not in row]
+    blocks = (("frontier-pool", "With a pool"), ("frontier-long", "With a pool and long training"))
+    for (block, begun), model in itertools.product(blocks, sorted({r["model"] for r in every})):
+        fine = where(every, block=block, model=model)
         held = [
             (at, x)
             for at in (0.95, 0.9, 0.75, 0.5)
-            if (x := interval([100 * r["drop"] for r in where(fine, model=model, sparsity=at)])).n
-            > 1
+            if (x := interval([100 * r["drop"] for r in where(fine, sparsity=at)])).n > 1
             and x.high <= 2
         ]
         if held:
             at, x = held[0]
             said.append(
-                f"With a pool, {model} may lose {at:.0%} of its weights and stay within two points "
+                f"{begun}, {model} may lose {at:.0%} of its weights and stay within two points "
                 f"of its teacher: {x.mean:.2f} points [{x.low:.2f}, {x.high:.2f}], {x.n} runs "
-                f"(`taco/frontier-pool/{model}/*/{at:g}`)."
+                f"(`taco/{block}/{model}/*/{at:g}`)."
             )
     return said
 

@@ -20,7 +20,7 @@ from compression.judge import Judge, probe
 from compression.keeping import Keeper, part_of
 from compression.levels import BranchLike
 from compression.search import Levels, SearchSettings, evolve
-from compression.sequential import Batch, Progress
+from compression.sequential import Batch, Progress, SegmentLike
 
 Costs = Mapping[str, Sequence[Sequence[float]]]
 
@@ -44,6 +44,7 @@ def allocate(
     budgets: Mapping[str, float],
     batches: Sequence[Batch],
     *,
+    segments: Sequence[SegmentLike] = (),
     search: SearchSettings | None,
     device: torch.device,
     autocast_bf16: bool,
@@ -56,6 +57,7 @@ def allocate(
         model: the one the database was built on; restored at the end.
         costs: by budget's name, of each level of each branch, in the order of ``branches``.
         budgets: upper bounds on the summed costs.
+        segments: of the model, in execution order; without them probes take longer.
         batches: the shots, class-balanced in their order; what is optimised is judged on them.
         search: None stops at the additive solution.
         keeper: where probes and generations of the search are kept; None keeps nothing.
@@ -66,7 +68,7 @@ def allocate(
     for name, budget in budgets.items():  # said before anything is computed
         require_reachable(costs[name], budget, name)
     stitcher = Stitcher(model, branches, database)
-    judge = Judge(stitcher, teacher, batches, device, autocast_bf16)
+    judge = Judge(stitcher, teacher, batches, device, autocast_bf16, segments)
     losses = probe(database, branches, judge, part_of(keeper, "probe"))
 
     def spent(levels: Levels, name: str) -> float:

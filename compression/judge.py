@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from compression.database import Database, ItemLike, Stitcher
 from compression.keeping import Keeper
 from compression.losses import temperature_kl
+from compression.prefix import Prefix
 from compression.search import Levels
-from compression.sequential import Batch
+from compression.sequential import Batch, SegmentLike
 
 
 def spread_rows(calibration: Callable[[], Iterable[Batch]], rows: int, seed: int) -> list[Batch]:
@@ -52,23 +53,41 @@ def _mixed(batches: Sequence[Batch], seed: int) -> list[Batch]:
 
 
 def _merged(batches: Sequence[Batch], rows: int) -> list[Batch]:
-    """Neighbouring batches of equal shapes joined up to ``rows``: fewer launches on a GPU."""
+    """Neighbouring batches joined up to ``rows``: fewer launches on a GPU.
+
+    Images of one size; texts (ids and mask, both (n, T)) padded to the longest of them.
+    """
     found: list[Batch] = []
     for batch in batches:
         last = found[-1] if found else None
-        if (
-            last is not None
-            and len(last[0]) + len(batch[0]) <= rows
-            and all(a.shape[1:] == b.shape[1:] for a, b in zip(last, batch, strict=True))
-        ):
-            found[-1] = tuple(torch.cat(pair) for pair in zip(last, batch, strict=True))
+        if last is not None and len(last[0]) + len(batch[0]) <= rows and _alike(last, batch):
+            longest = max(last[0].shape[1], batch[0].shape[1])
+            found[-1] = tuple(
+                torch.cat([_padded(part, longest) for part in pair])
+                for pair in zip(last, batch, strict=True)
+            )
         else:
             found.append(batch)
     return found
 
 
+def _alike(one: Batch, other: Batch) -> bool:
+    texts = all(len(batch) == 2 and batch[0].shape == batch[1].shape for batch in (one, other))
+    return texts or all(a.shape[1:] == b.shape[1:] for a, b in zip(one, other, strict=True))
+
+
+def _padded(part: Tensor, longest: int) -> Tensor:
+    """Zeros, which a mask leaves out, behind what is shorter."""
+    missing = longest - part.shape[1]
+    return nn.functional.pad(part, (0, missing)) if missing and part.ndim == 2 else part
+
+
 class Judge:
-    """Mean KL(teacher || stitched student) on fixed batches, at temperature 1."""
+    """Mean KL(teacher || stitched student) on fixed batches, at temperature 1.
+
+    With the model's segments, in order, what single layers cost is told without running those
+    before them each time.
+    """
 
     def __init__(
         self,
@@ -77,8 +96,10 @@ class Judge:
         batches: Sequence[Batch],
         device: torch.device,
         autocast_bf16: bool,
+        segments: Sequence[SegmentLike] = (),
     ) -> None:
         self.stitcher = stitcher
+        self.prefix = Prefix(stitcher.model, segments)
         self.batches = _merged(batches, 128) if device.type == "cuda" else list(batches)
         self.kind, self.bf16 = device.type, autocast_bf16
         self.targets = [self._run(teacher, batch) for batch in self.batches]
@@ -102,11 +123,42 @@ class Judge:
         model = self.stitcher.set(levels)
         count = max(1, round(share * len(self.batches)))
         total = torch.zeros((), device=self.targets[0].device)
-        rows = 0
         for batch, target in zip(self.batches[:count], self.targets[:count], strict=True):
             total += temperature_kl(self._run(model, batch), target, 1.0) * len(target)
-            rows += len(target)
-        return float(total) / rows
+        return float(total) / sum(len(target) for target in self.targets[:count])
+
+    def changed(
+        self, base: Levels, changes: Sequence[tuple[int, int]], keeper: Keeper | None = None
+    ) -> tuple[float, list[float]]:
+        """Of ``base``, and of it with one item at another level, for each (item, level).
+
+        Args:
+            keeper: where the sums over finished batches are kept; None keeps nothing.
+        """
+        kept = None if keeper is None else keeper.load()
+        device = self.targets[0].device
+        done = 0 if kept is None else int(kept["done"])
+        sums = torch.zeros(1 + len(changes)) if kept is None else kept["sums"]
+        sums = sums.to(device)
+        begins = [
+            min(self.prefix.place(unit.consumer) for unit in self.stitcher.items[item].units)
+            for item, _ in changes
+        ]
+        at = list(zip(self.batches, self.targets, strict=True))
+        for count, (batch, target) in enumerate(at[done:], done + 1):
+            self.stitcher.set(base)
+            costs = [temperature_kl(self.prefix.record(self._run, batch), target, 1.0)]
+            for (item, level), begin in zip(changes, begins, strict=True):
+                self.stitcher.set((*base[:item], level, *base[item + 1 :]))
+                answer = self.prefix.answer(self._run, batch, begin)
+                costs.append(temperature_kl(answer, target, 1.0))
+            sums += torch.stack(costs) * len(target)
+            if keeper is not None and (keeper.due() or count == len(at)):
+                keeper.save({"done": count, "sums": sums.cpu()})
+        self.prefix.forget()
+        rows = sum(len(target) for target in self.targets)
+        middle, *rest = (float(total) / rows for total in sums.cpu())
+        return middle, rest
 
 
 def probe(
@@ -126,25 +178,29 @@ def probe(
         base: the levels of all the others; None for every item as it is. At its own an item adds
             nothing; what costs more layer loss than that adds no less, and the other way round.
         shown: the levels that are measured; None for each item's middle and smallest.
-        keeper: where finished items are kept; None keeps nothing.
+        keeper: where finished batches are kept; None keeps nothing.
     """
     base = (0,) * len(items) if base is None else base
-    kept = None if keeper is None else keeper.load()
-    level_base = judge(base) if kept is None else kept["base"]
-    found: list[list[float]] = [] if kept is None else kept["found"]
-    for at, item in list(enumerate(items))[len(found) :]:
+    lasts = [len(database.losses[item.name]) - 1 for item in items]
+    if shown is None:
+        shown = [((last + 1) // 2, last) for last in lasts]
+    changes = [
+        (at, level)
+        for at, levels in enumerate(shown)
+        for level in sorted(set(levels))
+        if level != base[at]
+    ]
+    level_base, costs = judge.changed(base, changes, keeper)
+    added: dict[int, list[tuple[float, float]]] = {}
+    for (at, level), cost in zip(changes, costs, strict=True):
+        loss = database.losses[items[at].name][level]
+        added.setdefault(at, []).append((loss, cost - level_base))
+    judge.stitcher.set((0,) * len(items))
+    found = []
+    for at, item in enumerate(items):
         losses = database.losses[item.name]
-        last = len(losses) - 1
-        measured = sorted({(last + 1) // 2, last} if shown is None else set(shown[at]))
-        points = [(losses[base[at]], 0.0)]
-        for level in measured:
-            if level != base[at]:
-                only = (*base[:at], level, *base[at + 1 :])
-                points.append((losses[level], judge(only) - level_base))
-        found.append([_interpolated(_monotone(points), loss) for loss in losses])
-        if keeper is not None and (keeper.due() or at + 1 == len(items)):
-            keeper.save({"base": level_base, "found": found})
-    judge((0,) * len(items))
+        points = _monotone([(losses[base[at]], 0.0), *added.get(at, ())])
+        found.append([_interpolated(points, loss) for loss in losses])
     return found
 
 

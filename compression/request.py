@@ -168,6 +168,7 @@ class Request:
             ),
             self.device,
             self.autocast_bf16,
+            self.segments,
         )
 
     @cached_property

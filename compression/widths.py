@@ -102,7 +102,7 @@ class WidthRequest:
         items = [LayerItem(name) for name in self.sizes]
         stitcher = Stitcher(self.model, items, self.levels)
         shown = spread_rows(self.calibration, _JUDGED[self.device.type], seed=0)
-        judge = Judge(stitcher, self.model, shown, self.device, autocast_bf16=False)
+        judge = Judge(stitcher, self.model, shown, self.device, False, self.segments)
         every = [range(1, 1 + len(self.widths))] * len(items)
         costs = probe(self.levels, items, judge, part_of(self.keeper, "probe"), shown=every)
         return [cost[1:] for cost in costs]

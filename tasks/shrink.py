@@ -128,9 +128,10 @@ def shrink(
     chosen = None if found is None else Allocation(**found)
     if chosen is None:
         with files_of(keeper, "levels") as folder:
+            parts = segments(model, example)
             database = build_levels(
                 model,
-                segments(model, example),
+                parts,
                 calibration,
                 now,
                 levels,
@@ -150,6 +151,7 @@ def shrink(
                 {name: costs[name] for name in limits},
                 {name: limit - fixed[name] for name, limit in limits.items()},
                 judged,
+                segments=parts,
                 search=None
                 if asked.search == "dynamic"
                 else SearchSettings(

@@ -157,7 +157,7 @@ def test_allocation(make: Any, tmp_path: Path) -> None:
         return vars(found), fresh.state()
 
     found, kills = limp(work, tmp_path / "kept")
-    assert kills == 3 + search.generations  # a probe a branch, a state a generation
+    assert kills == len(make().batches) + search.generations  # probes by batch, and generations
     assert same(found, work(None))
 
 

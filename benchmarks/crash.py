@@ -20,69 +20,40 @@ Runs that --out already tells of are not made again, and --minutes stops beginni
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import os
 import random
 import shutil
 import signal
-import sqlite3
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tasks.digests import MANIFEST
-from tasks.layout import QUANTIZED, SERVED
-from tasks.partial import FOLDER, Partial
+from benchmarks.crash_homes import artifacts, kept_seconds, leftovers, manifests, served, states
+from benchmarks.crash_processes import (
+    AFTER,
+    BEFORE,
+    BETWEEN,
+    ENDED,
+    ROOT,
+    Run,
+    begin,
+    finished,
+    gone,
+    killed,
+    require,
+)
 from tasks.recipes import load_recipe
 
-ROOT = Path(__file__).resolve().parent.parent
 # chosen by time otherwise
 FIXED = ("quantize.route=fused", "quantize.activation=uint8")
-TIMED = "verify"  # the last stage, whose artifact holds times
-BEFORE, BETWEEN, AFTER = "before the stages", "between stages", "after the stages"
-ENDED = (0, 3, 4)
-
-
-@dataclass
-class Run:
-    """One process of `winnow specialize`, followed by its lines."""
-
-    process: subprocess.Popen[str]
-    began: float
-    lines: list[tuple[float, str]] = field(default_factory=list)
-
-    def follow(self) -> None:
-        """Read its lines until it ends."""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append((time.monotonic() - self.began, line.rstrip("\n")))
-
-    def stage_at(self, moment: float) -> tuple[str, float]:
-        """The stage that ran at a moment, or where between them it was, and when it had begun."""
-        title, since = BEFORE, 0.0
-        for at, line in self.lines:
-            if at > moment:
-                break
-            if line.startswith("  ") and line.endswith(" ..."):
-                title, since = line[2:-4], at
-            elif line.startswith(("+ ", "= ")):
-                title, since = AFTER if line[2:].startswith(f"{TIMED}:") else BETWEEN, at
-        return title, since
-
-    def titles(self, mark: str) -> list[str]:
-        """Stages told of with a mark: '+' made, '=' reused."""
-        return [x[2:].rpartition(": ")[0] for _, x in self.lines if x.startswith(f"{mark} ")]
 
 
 def main() -> None:
@@ -223,166 +194,6 @@ def lost(run: Run, moment: float, home: Path, known: dict[Path, float]) -> dict[
         "finished_before": len(manifests(home)),
         "after_kill": states(home),
     }
-
-
-def kept_seconds(home: Path) -> dict[Path, float]:
-    """Seconds of work that unfinished stages have kept."""
-    return {path: Partial(path).spent for path in home.glob(f"store/*/{FOLDER}*")}
-
-
-def begin(command: list[str], home: Path) -> Run:
-    """Start `winnow` with stores, results and temporary files below `home`."""
-    (home / "tmp").mkdir(parents=True, exist_ok=True)
-    environment = {
-        **os.environ,
-        "WINNOW_HOME": str(home),
-        "TMPDIR": str(home / "tmp"),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONUNBUFFERED": "1",
-        "COLUMNS": "200",
-    }
-    for server in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
-        environment.pop(server, None)
-    out = [] if "--out" in command else ["--out", str(home / "out")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *command, *out],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    run = Run(process, time.monotonic())
-    threading.Thread(target=run.follow, daemon=True).start()
-    return run
-
-
-def finished(run: Run) -> int:
-    """Wait for the end; returns the exit code."""
-    code = run.process.wait()
-    time.sleep(0.2)  # its last lines
-    run.lines.append((time.monotonic() - run.began, f"exit {code}"))
-    return code
-
-
-def require(code: int, run: Run) -> None:
-    """End where a run that nobody killed did not end well."""
-    if code not in ENDED:
-        said = "\n".join(line for _, line in run.lines[-15:])
-        sys.exit(f"crash: the run without a break ended with {code}:\n{said}")
-
-
-def killed(run: Run, moment: float, alone: bool) -> list[int]:
-    """SIGKILL at a moment; returns the processes that were there, none where it had ended."""
-    try:
-        run.process.wait(max(0.0, run.began + moment - time.monotonic()))
-        return []
-    except subprocess.TimeoutExpired:
-        pass
-    tree = list(below(run.process.pid))
-    for pid in [run.process.pid, *([] if alone else tree)]:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    run.process.wait()
-    return [run.process.pid, *tree]
-
-
-def below(pid: int) -> Iterator[int]:
-    """Children of a process, and theirs."""
-    with suppress(OSError):
-        for listed in Path(f"/proc/{pid}/task").glob("*/children"):
-            for child in map(int, listed.read_text().split()):
-                yield child
-                yield from below(child)
-
-
-def gone(pid: int, patience: float) -> bool:
-    """Whether a process has ended within some seconds."""
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def artifacts(home: Path) -> list[str]:
-    """Stage and digest of every artifact, less what holds times: `verify`, and a form's seconds.
-
-    Not by key: the export that holds seconds is in the keys of what reads it.
-    """
-    found = []
-    for path in sorted(home.glob("store/*/*/artifact.json")):
-        stage, folder = path.parent.parent.name, path.parent
-        if folder.name.startswith(".") or stage == TIMED:
-            continue
-        total = hashlib.sha256()
-        for file in sorted(x for x in folder.rglob("*") if x.is_file()):
-            if file.name not in (QUANTIZED, MANIFEST):
-                total.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
-        found.append(f"{stage}/{total.hexdigest()}")
-    return sorted(found)
-
-
-def manifests(home: Path) -> dict[str, int]:
-    """The file of every manifest: a stage that is made again writes another one.
-
-    Those that call themselves provisional are left out: they are not finished.
-    """
-    return {
-        f"{path.parent.parent.name}/{path.parent.name}": path.stat().st_ino
-        for path in home.glob("store/*/*/artifact.json")
-        if not path.parent.name.startswith(".")
-        and not json.loads(path.read_text())["metrics"].get("provisional")
-    }
-
-
-def served(home: Path) -> str:
-    """One digest of all that is served."""
-    total = hashlib.sha256()
-    for name in SERVED:
-        path = home / "out" / name
-        total.update(name.encode() + (path.read_bytes() if path.is_file() else b""))
-    return total.hexdigest()
-
-
-def states(home: Path) -> dict[str, int]:
-    """Runs that call themselves running, in MLflow and in Prefect; registered versions."""
-    return {
-        "mlflow_running": counted(home / "mlflow.db", "runs where status = 'RUNNING'"),
-        "mlflow_versions": counted(home / "mlflow.db", "model_versions"),
-        "prefect_flows": counted(
-            home / "prefect" / "prefect.db",
-            "flow_run where state_type in ('RUNNING', 'PENDING', 'SCHEDULED')",
-        ),
-        "prefect_tasks": counted(
-            home / "prefect" / "prefect.db",
-            "task_run where state_type in ('RUNNING', 'PENDING', 'SCHEDULED')",
-        ),
-    }
-
-
-def counted(database: Path, what: str) -> int:
-    """Rows of a table; none where the run had not made it yet."""
-    if not database.exists():
-        return 0
-    with closing(sqlite3.connect(database)) as base:
-        try:
-            return int(base.execute(f"select count(*) from {what}").fetchone()[0])
-        except sqlite3.OperationalError:
-            return 0
-
-
-def leftovers(home: Path) -> list[str]:
-    """Files and folders that nobody will look at again."""
-    found = [path for path in home.glob("store/*/.*")]
-    found += (home / "tmp").iterdir()
-    found += (home / "out").glob(".*")
-    return sorted(path.relative_to(home).as_posix() for path in found)
 
 
 def table(runs: list[dict[str, Any]], whole: dict[str, Any]) -> str:

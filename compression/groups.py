@@ -1,12 +1,26 @@
-"""What a score of groups is told, and what it answers: see `compression.scores`."""
+"""Groups of input columns, and what a score of them is told and answers: `compression.scores`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class UnitLike(Protocol):
+    """Equal groups that one layer reads: ``groups`` times ``width`` consecutive columns."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def consumer(self) -> str: ...
+    @property
+    def groups(self) -> int: ...
+    @property
+    def width(self) -> int: ...
 
 
 @dataclass(frozen=True)

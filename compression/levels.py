@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from compression.database import Database, Size, with_bias
 from compression.errors import CompressionError
-from compression.groups import Score
+from compression.groups import Score, UnitLike
 from compression.hessian import HessianAccumulator, damp
 from compression.keeping import Keeper
 from compression.layers import Layer
@@ -24,19 +24,6 @@ from compression.sequential import Batch, Progress, SegmentLike
 from compression.structured import Removed, remove_groups
 
 _EXACT = 2048  # columns up to which the elimination runs in float64
-
-
-class UnitLike(Protocol):
-    """Equal groups that one layer reads: ``groups`` times ``width`` consecutive columns."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def consumer(self) -> str: ...
-    @property
-    def groups(self) -> int: ...
-    @property
-    def width(self) -> int: ...
 
 
 class BranchLike(Protocol):

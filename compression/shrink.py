@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from torch import Tensor, nn
 
 from compression.database import write_back
+from compression.groups import UnitLike
 from compression.hessian import HessianAccumulator
 from compression.keeping import Keeper, walk_on
 from compression.layers import Layer
-from compression.levels import BranchLike, UnitLike, solve_unit
+from compression.levels import BranchLike, solve_unit
 from compression.scores import METHODS
 from compression.sequential import Batch, Progress, SegmentLike
 

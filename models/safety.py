@@ -22,6 +22,7 @@ import timm  # noqa: E402
 from transformers.utils.hub import cached_file  # noqa: E402
 
 __all__ = [
+    "LARGEST",
     "exists",
     "plain_name",
     "read_json",
@@ -32,6 +33,7 @@ __all__ = [
     "unloadable",
 ]
 
+LARGEST = 1_000_000  # no width, depth or side of a model that fits this machine
 _MAX_JSON = 200_000_000  # bytes; a large multilingual tokenizer.json has 20 million
 _SAFE = ("model.safetensors", "open_clip_model.safetensors")
 # what timm itself would take instead

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -12,6 +10,7 @@ from torch.nn import functional as F
 
 from models._torchvision import ensure_torchvision
 from models.errors import GeneralistError
+from models.quiet import quiet_transformers
 
 ensure_torchvision()
 
@@ -23,14 +22,13 @@ __all__ = [
     "TextClassifier",
     "build_text",
     "plain_tokenizer",
-    "quiet_transformers",
     "special_token_id",
 ]
 
 Pooling = Literal["mean", "cls"]
 
 # model types whose encoder is called as encoder(input_ids, attention_mask) -> (N, T, D);
-# to add a family: name it here, its blocks in structure.py, its head in generalists.py
+# to add a family: name it here, its blocks in structure.py, its head in encoders.py
 ENCODERS = ("bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet")
 
 _NECK_ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -97,22 +95,6 @@ class TextClassifier(nn.Module):
         """Return logits (N, K), or embeddings (N, D) without a head."""
         embedding = self.embed(input_ids, attention_mask)
         return embedding if self.head is None else self.head(embedding)
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' load reports and bars: what matters is raised as an error."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def encoder_config(encoder: nn.Module) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from benchmarks import (
     study_taco,
 )
 from benchmarks.studies import scoring, tables
-from benchmarks.study_taco import LADDER, row_of, where
+from benchmarks.studies.taco_tables import LADDER, where
+from benchmarks.study_taco import row_of
 
 MODELS = {"a": ("x", "y"), "b": ("x", "y")}
 

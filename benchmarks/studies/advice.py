@@ -79,7 +79,7 @@ _SAID = (
 
 
 def _taco(found: list[Row]) -> list[str]:
-    from benchmarks.study_taco import contrasts, where
+    from benchmarks.studies.taco_tables import contrasts, where
 
     said = []
     for what, pairs, source in contrasts(found):

@@ -129,7 +129,7 @@ def main(study: Study) -> None:
     one.add_argument("--models", nargs="*", default=[], help="of the models; all if left out")
     one.add_argument("--steps", type=int, help="distillation steps, in place of the study's own")
     one.add_argument("--set", nargs="*", default=[], help="recipe values for all rows, path=JSON")
-    one.set_defaults(call=partial(plan, study))
+    one.set_defaults(call=partial(plan, study.name, study.rows))
     half = commands.add_parser("pack", help="what another machine needs, in pieces")
     half.add_argument("--home", type=Path, required=True)
     half.add_argument("--generalists", type=Path, required=True)

@@ -7,15 +7,11 @@ import json
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.speed_times import MINILM
-from benchmarks.studies.grid import FOLDERS, GENERIC, at_path, merged
-
-if TYPE_CHECKING:
-    from benchmarks.studies.command import Study
+from benchmarks.studies.grid import FOLDERS, GENERIC, Row, at_path, merged
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,7 +54,9 @@ def write_sources(assets: Path, folder: Path, tasks: Iterable[str]) -> None:
             pq.write_table(table, folder / name / f"{split}.parquet", row_group_size=256)
 
 
-def plan(study: Study, args: argparse.Namespace) -> None:
+def plan(
+    name: str, rows_of: Callable[[argparse.Namespace], list[Row]], args: argparse.Namespace
+) -> None:
     """Write HOME/plan.json and the data that it needs."""
     from pydantic import ValidationError
 
@@ -66,7 +64,7 @@ def plan(study: Study, args: argparse.Namespace) -> None:
 
     args.home.mkdir(parents=True, exist_ok=True)
     rows, left_out = [], []
-    for row in study.rows(args):
+    for row in rows_of(args):
         for text in args.set:
             path, _, value = text.partition("=")
             row["recipe"] = merged(row["recipe"], at_path(path, json.loads(value)))
@@ -82,7 +80,7 @@ def plan(study: Study, args: argparse.Namespace) -> None:
     assert len(twice) == len(rows), "two rows of one name"
     write_sources(args.assets, args.home / "sources", {row["task"] for row in rows})
     facts = {
-        "study": study.name,
+        "study": name,
         "commit": commit(),
         "command": f"benchmarks/{Path(sys.argv[0]).name}",
     }

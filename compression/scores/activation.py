@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from compression.groups import Score, Standing, per_group
+from compression.groups import Score, Standing, UnitLike, per_group
 
 if TYPE_CHECKING:
-    from compression.levels import UnitLike
     from compression.sequential import Batch, SegmentLike
 
 

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from compression.groups import Score, Standing
+from compression.groups import Score, Standing, UnitLike
 
 if TYPE_CHECKING:
-    from compression.levels import UnitLike
     from compression.sequential import Batch, SegmentLike
 
 

@@ -29,10 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from compression.errors import CompressionError
-from compression.groups import Score, Standing
+from compression.groups import Score, Standing, UnitLike
 
 if TYPE_CHECKING:
-    from compression.levels import UnitLike
     from compression.sequential import Batch, SegmentLike
 
 _EXACT = 16  # groups up to which each is masked by itself

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.concurrent_counted import counted, numbers, rows, texts
 from benchmarks.local_servers import Server, database_server, free_port
+from benchmarks.tiny_encoder import SPECIALS, save_tiny_encoder
 
 SERVERS_START_SECONDS = 180
 
@@ -48,13 +49,7 @@ def arguments() -> argparse.Namespace:
 def tiny_assets(folder: Path) -> tuple[str, dict[str, str]]:
     """A two-layer BERT with random weights and a task of three classes; sources of both."""
     import numpy as np
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    from models._torchvision import ensure_torchvision
-
-    ensure_torchvision()
-    import transformers
+    from tokenizers import Tokenizer, models
 
     random = np.random.default_rng(0)
     topics = {name: [f"{name}{row}" for row in range(5)] for name in ("ant", "bee", "cat")}
@@ -73,31 +68,10 @@ def tiny_assets(folder: Path) -> tuple[str, dict[str, str]]:
                     own += 1
         task[split] = str(folder / f"{split}.jsonl")
         Path(task[split]).write_text("\n".join(rows) + "\n", encoding="utf-8")
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = [*specials, *fillers, *(word for group in topics.values() for word in group)]
-    tokenizer = Tokenizer(
-        models.WordLevel({w: at for at, w in enumerate(words)}, unk_token="[UNK]")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), specials, strict=True))
-    place = folder / "generalist"
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **{f"{key}_token": value for key, value in names.items()}
-    ).save_pretrained(place)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-    )
-    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(place)
-    return f"hf:{place}", task
+    known = [*SPECIALS, *fillers, *(word for group in topics.values() for word in group)]
+    vocabulary = {word: at for at, word in enumerate(known)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    return save_tiny_encoder(folder / "generalist", tokenizer), task
 
 
 def recipe_of(number: int, draws: int, generalist: str, task: Mapping[str, str]) -> dict[str, Any]:

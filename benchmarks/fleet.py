@@ -29,6 +29,10 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.tiny_encoder import SPECIALS, save_tiny_encoder  # noqa: E402
+
 DATA = ROOT / "recipes" / "data" / "support-intents"
 # few steps: what is studied is how work is shared and spread, not how good the specialists are
 QUICK: dict[str, Any] = {
@@ -68,39 +72,15 @@ def members(count: int) -> list[dict[str, Any]]:
 
 def tiny_generalist(folder: Path) -> str:
     """A BERT of two layers with random weights and one token a word of the data."""
-    import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    from models._torchvision import ensure_torchvision
-
-    ensure_torchvision()
-    import transformers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     texts = [json.loads(line)["text"] for line in (DATA / "train.jsonl").open(encoding="utf-8")]
     split = pre_tokenizers.Whitespace()
     words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text.lower())})
-    specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-    vocabulary = {word: row for row, word in enumerate((*specials, *words))}
+    vocabulary = {word: row for row, word in enumerate((*SPECIALS, *words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), split
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    named = dict(zip(("pad", "unk", "cls", "sep", "mask"), specials, strict=True))
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **{f"{key}_token": value for key, value in named.items()}
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-    )
-    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    return f"hf:{folder}"
+    tokenizer.normalizer = normalizers.Lowercase()
+    return save_tiny_encoder(folder, tokenizer, positions=64)
 
 
 def make(out: Path, count: int, tiny: bool, changes: dict[str, Any]) -> Path:
@@ -255,7 +235,6 @@ def main() -> None:
     apart.add_argument("--own-homes", action="store_true", help="hosts that share no folder")
     apart.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
     if asked.step == "make":
         changes = {"generalist": {"source": asked.generalist}} if asked.generalist else {}
         print(make(asked.out, asked.members, asked.tiny, changes))

@@ -6,10 +6,12 @@ is stopped goes on where it was.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing as mp
 import os
 import queue
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -19,6 +21,13 @@ from typing import Any
 Row = dict[str, Any]
 
 
+def _end_with_parent(parent: int) -> None:
+    """A study that is killed takes its processes along: prctl(2), PR_SET_PDEATHSIG, Linux alone."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before
+        os._exit(1)
+
+
 def _make(
     work: Callable[[Row, Any], None],
     rows: Any,
@@ -26,7 +35,9 @@ def _make(
     failed: Any,
     gpu: int | None,
     until: float,
+    parent: int,
 ) -> None:
+    _end_with_parent(parent)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     while time.time() < until:
@@ -44,8 +55,14 @@ def _make(
 
 
 def _score(
-    score: Callable[[Row], Row], jobs: Any, results: Any, failed: Any, cores: list[int]
+    score: Callable[[Row], Row],
+    jobs: Any,
+    results: Any,
+    failed: Any,
+    cores: list[int],
+    parent: int,
 ) -> None:
+    _end_with_parent(parent)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.sched_setaffinity(0, cores)
     while (job := jobs.get()) is not None:
@@ -87,7 +104,7 @@ def run_pool(
     until = time.time() + 60 * minutes
     devices = [int(gpu) for gpu in gpus.split(",") if gpu] or [None]
     makers = [
-        context.Process(target=_make, args=(work, rows, jobs, failed, gpu, until))
+        context.Process(target=_make, args=(work, rows, jobs, failed, gpu, until, os.getpid()))
         for gpu in devices
         for _ in range(per_gpu)
     ]
@@ -96,7 +113,14 @@ def run_pool(
     scoring = [
         context.Process(
             target=_score,
-            args=(score, jobs, results, failed, cores[i * share : (i + 1) * share] or cores),
+            args=(
+                score,
+                jobs,
+                results,
+                failed,
+                cores[i * share : (i + 1) * share] or cores,
+                os.getpid(),
+            ),
         )
         for i in range(scorers)
     ]

@@ -6,16 +6,17 @@ To add a family, add its class to `BLOCKS`: a pattern that the full names of its
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from models.delta import find_head
 from models.low_rank import is_factor
 
-__all__ = ["BLOCKS", "Segment", "prunable_layers", "segments"]
+__all__ = ["BLOCKS", "Segment", "prunable_layers", "run_hooked", "segments"]
 
 _ENCODER_LAYERS = r"encoder\.layer\.\d+"
 _BLOCKS = r"blocks\.\d+"
@@ -91,6 +92,14 @@ def prunable_layers(
                 found.setdefault(name, called)
 
             hooks.append(module.register_forward_pre_hook(note))
+    run_hooked(model, example, hooks)
+    return found
+
+
+def run_hooked(
+    model: nn.Module, example: tuple[Tensor, ...], hooks: Sequence[RemovableHandle]
+) -> None:
+    """Run in eval mode; training mode is put back afterwards, and the hooks are gone."""
     training = {module for module in model.modules() if module.training}
     try:
         model.eval()(*example)
@@ -99,7 +108,6 @@ def prunable_layers(
             module.training = True
         for hook in hooks:
             hook.remove()
-    return found
 
 
 def segments(model: nn.Module, example: tuple[Tensor, ...]) -> list[Segment]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.errors import GeneralistError
 from models.families.base import blocks_of, join
 from models.families.surgery import cut
+from models.structure import run_hooked
 from models.units import Branch, branches
 
 __all__ = ["Variant", "block_inputs", "variant", "variant_key"]
@@ -85,14 +86,7 @@ def block_inputs(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Ten
             captured.setdefault(name, next(tensors).detach().clone())
 
         hooks.append(model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True))
-    training = {module for module in model.modules() if module.training}
-    try:
-        model.eval()(*example)
-    finally:
-        for module in training:
-            module.training = True
-        for hook in hooks:
-            hook.remove()
+    run_hooked(model, example, hooks)
     return captured
 
 

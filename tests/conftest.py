@@ -20,6 +20,7 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 import tasks  # noqa: F401  (its environment defaults must precede Prefect's import)
+from benchmarks.tiny_encoder import SPECIALS, save_tiny_encoder
 
 WORDS = {
     "card": ("card", "chip", "pin", "plastic", "contactless"),
@@ -40,7 +41,6 @@ FILLERS = (
     "lost",
     "late",
 )
-SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 @pytest.fixture(autouse=True)
@@ -109,37 +109,12 @@ def image_task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def text_generalist(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A two-layer BERT with random weights and a word-level tokenizer."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer, models
 
-    from models._torchvision import ensure_torchvision
-
-    ensure_torchvision()
-    import transformers
-
-    folder = tmp_path_factory.mktemp("text-generalist")
     words = sorted({*FILLERS, *(word for group in WORDS.values() for word in group)})
     vocabulary = {word: row for row, word in enumerate([*SPECIALS, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIALS, strict=True))
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **{f"{key}_token": value for key, value in names.items()}
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-    )
-    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    return f"hf:{folder}"
+    return save_tiny_encoder(tmp_path_factory.mktemp("text-generalist"), tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,11 @@ def advice(rows: dict[str, list[Row]]) -> list[str]:
     ]
 
 
+def _over(pairs: dict[tuple[Any, ...], float], size: int = 2) -> tuple[Interval, Interval]:
+    """Over all pairs, and over what their keys begin with."""
+    return interval(list(pairs.values())), clustered(pairs, size)
+
+
 def _sided(every: Interval, grouped: Interval) -> int:
     """1 above zero, -1 below, 0 undecided."""
     if min(every.low, grouped.low) > 0:
@@ -33,12 +38,16 @@ def _sided(every: Interval, grouped: Interval) -> int:
     return -1 if max(every.high, grouped.high) < 0 else 0
 
 
-def _told(x: Interval) -> str:
-    return f"{x.mean:+.2f} points [{x.low:+.2f}, {x.high:+.2f}], {x.n} pairs"
+def _said(every: Interval, grouped: Interval, texts: tuple[str, str, str], rows: str) -> list[str]:
+    """The text that fits, (neither, better, worse), with its figures; none of too few pairs."""
+    if every.n < 3 or grouped.n < 2:
+        return []
+    figures = f"{every.mean:+.2f} points [{every.low:+.2f}, {every.high:+.2f}], {every.n} pairs"
+    return [f"{texts[_sided(every, grouped)]}: {figures} ({rows})."]
 
 
 # of a comparison's name: what is advised where its first side wins, loses, or neither
-_SAID = (
+_COMPARED = (
     (
         r"task-aware minus generic calibration, (\S+), no recovery",
         "Calibrate on the task's own inputs where nothing follows the pruning ({0})",
@@ -83,13 +92,10 @@ def _taco(found: list[Row]) -> list[str]:
 
     said = []
     for what, pairs, source in contrasts(found):
-        every, grouped = interval(list(pairs.values())), clustered(pairs)
-        if every.n < 3 or grouped.n < 2:
-            continue
-        for pattern, better, worse, neither in _SAID:
+        for pattern, better, worse, neither in _COMPARED:
             if match := re.fullmatch(pattern, what):
-                text = (neither, better, worse)[_sided(every, grouped)]
-                said.append(f"{text.format(*match.groups())}: {_told(every)} (`{source}`).")
+                told = [text.format(*match.groups()) for text in (neither, better, worse)]
+                said += _said(*_over(pairs), (told[0], told[1], told[2]), f"`{source}`")
     every = [row for row in found if "failed" not in row]
     blocks = (("frontier-pool", "With a pool"), ("frontier-long", "With a pool and long training"))
     for (block, begun), model in itertools.product(blocks, sorted({r["model"] for r in every})):
@@ -127,16 +133,13 @@ def _interplay(found: list[Row]) -> list[str]:
             for key, c in whole.items()
             if key[0] == block
         }
-        every, grouped = interval(list(pairs.values())), clustered(pairs)
-        if every.n < 3 or grouped.n < 2:
-            continue
-        training = "without fine-tuning" if block == "untuned" else "at equal fine-tuning"
-        text = (
-            "the order of pruning and quantizing was not told apart",
-            "prune first, then quantize",
-            "quantize first, then prune",
-        )[_sided(every, grouped)]
-        said.append(f"{training.capitalize()}, {text}: {_told(every)} (`interplay/{block}/*`).")
+        training = "Without fine-tuning" if block == "untuned" else "At equal fine-tuning"
+        texts = (
+            f"{training}, the order of pruning and quantizing was not told apart",
+            f"{training}, prune first, then quantize",
+            f"{training}, quantize first, then prune",
+        )
+        said += _said(*_over(pairs), texts, f"`interplay/{block}/*`")
     for block, kind, form in sorted({key[:3] for key in whole}):
         over = interval([excess(c) for key, c in whole.items() if key[:3] == (block, kind, form)])
         if over.n > 2 and over.low > 0:
@@ -159,15 +162,13 @@ def _combining(found: list[Row]) -> list[str]:
             ("distil", (False, False), "distil what was not pruned"),
             ("quantize", (True, True), "quantize what was pruned and distilled"),
         ):
-            every, grouped = marginal(whole, block, factor, setting)
-            if every.n < 3:
-                continue
-            text = (
-                f"Whether to {words} was not told apart in accuracy",
-                f"{words.capitalize()}: it gains",
-                f"To {words} costs accuracy",
-            )[_sided(every, grouped)]
-            said.append(f"{text} (MiniLM, {block}): {_told(every)} (`combining/{block}/*`).")
+            texts = (
+                f"Whether to {words} was not told apart in accuracy (MiniLM, {block})",
+                f"{words.capitalize()}: it gains (MiniLM, {block})",
+                f"To {words} costs accuracy (MiniLM, {block})",
+            )
+            figures = marginal(whole, block, factor, setting)
+            said += _said(*figures, texts, f"`combining/{block}/*`")
     return said
 
 
@@ -193,15 +194,12 @@ def _peers(found: list[Row]) -> list[str]:
                 key = (row["model"], row["task"], row["seed"])
                 by[row["method"]][key] = 100 * row["accuracy"]
         pairs = {at: x - by[theirs][at] for at, x in by[ours].items() if at in by[theirs]}
-        every, grouped = interval(list(pairs.values())), clustered(pairs)
-        if every.n < 3 or grouped.n < 2:
-            continue
-        text = (
+        texts = (
             f"{ours} and {theirs} were not told apart in accuracy",
             f"{ours} beats {theirs}",
             f"{theirs} beats {ours}: a negative result",
-        )[_sided(every, grouped)]
-        said.append(f"{text}: {_told(every)} (`peers/*/{ours}`, `peers/*/{theirs}`).")
+        )
+        said += _said(*_over(pairs), texts, f"`peers/*/{ours}`, `peers/*/{theirs}`")
     return said
 
 
@@ -214,14 +212,13 @@ def _methods(found: list[Row]) -> list[str]:
         for setting, name in dict.fromkeys((r["setting"], r["alternative"]) for r in ours):
             here = [row for row in ours if row["setting"] == setting]
             default = {(r["model"], r["seed"]): r for r in here if r["alternative"] == base}
-            pairs = against([row for row in here if row["alternative"] == name], default)
-            every, grouped = interval(list(pairs.values())), clustered(pairs, 1)
-            if name == base or every.n < 3 or grouped.n < 2:
+            if name == base:
                 continue
-            text = (
-                f"{block}: {name} and {base} were not told apart",
-                f"{block}: {name} beats {base}",
-                f"{block}: {base} beats {name}",
-            )[_sided(every, grouped)]
-            said.append(f"{text} ({setting}): {_told(every)} (`methods/{block}/*`).")
+            pairs = against([row for row in here if row["alternative"] == name], default)
+            texts = (
+                f"{block}: {name} and {base} were not told apart ({setting})",
+                f"{block}: {name} beats {base} ({setting})",
+                f"{block}: {base} beats {name} ({setting})",
+            )
+            said += _said(*_over(pairs, 1), texts, f"`methods/{block}/*`")
     return said

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from torch import nn
@@ -14,6 +12,7 @@ from compression.hessian import factorise, layer_loss
 from compression.masks import Fixed
 from compression.quantize import quantize_weights
 from compression.sweep import sweep
+from tests.compression.shapes import Piece
 
 F64 = torch.float64
 BLOCK = 16
@@ -85,12 +84,6 @@ def test_masked_zeros_stay_zero(generator):
     grid = BlockwiseGrid(weight, bits=4, block=BLOCK)
     swept = sweep(weight * kept, factor, Fixed(kept), grid=grid)
     assert bool((grid.integers(swept.weight)[~kept] == 0).all())
-
-
-@dataclass
-class Piece:
-    name: str
-    module: nn.Module
 
 
 def test_quantize_weights_with_blocks(generator):

@@ -19,6 +19,7 @@ from compression.prefix import Prefix
 from compression.zero_levels import LayerItem
 from models._torchvision import ensure_torchvision
 from models.structure import prunable_layers, segments
+from tests.compression.shapes import Piece
 
 ensure_torchvision()
 
@@ -92,11 +93,6 @@ MODELS: dict[str, Callable[[], Any]] = {
     "overwriting": plain(Overwriting),
     "twice": plain(Twice),
 }
-
-
-class Piece:
-    def __init__(self, name: str, module: nn.Module) -> None:
-        self.name, self.module = name, module
 
 
 def judged(name: str, folder: Path) -> Judge:

@@ -21,7 +21,7 @@ from compression.recovery import RecoverySettings, recover
 from compression.search import SearchSettings, evolve
 from compression.shrink import remove_structure
 from tasks.partial import Partial
-from tests.compression.test_levels import Block, Branch, Piece, Unit
+from tests.compression.shapes import Block, Branch, Piece, Unit
 from tests.interrupted import limp, same
 
 CPU = torch.device("cpu")

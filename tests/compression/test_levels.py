@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,39 +14,9 @@ from compression.errors import UnreachableBudget
 from compression.levels import build_levels
 from compression.search import SearchSettings
 from compression.shrink import remove_structure
+from tests.compression.shapes import Block, Branch, Piece, Unit
 
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Unit:
-    name: str
-    consumer: str
-    groups: int
-    width: int = 1
-
-
-@dataclass(frozen=True)
-class Branch:
-    name: str
-    units: tuple[Unit, ...]
-
-
-@dataclass(frozen=True)
-class Piece:
-    name: str
-    module: nn.Module
-
-
-class Block(nn.Module):
-    """x + fc2(relu(fc1(x))): the smallest residual branch."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.fc2(torch.relu(self.fc1(x)))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
+from benchmarks.tiny_encoder import SPECIALS, save_tiny_encoder
 from exports.onnxfile import initializers, load_model
 from flows.cli import app
 from flows.specialize import specialize
@@ -19,7 +20,7 @@ from tasks.config import Recipe
 from tasks.predict import predict
 from tasks.profile import require_profile
 from tasks.summary import print_summary
-from tests.conftest import FILLERS, QUICK, SPECIALS, WORDS, merged
+from tests.conftest import FILLERS, QUICK, WORDS, merged
 from tests.flows.test_bad_input import check
 
 pytestmark = [
@@ -47,40 +48,15 @@ SMALLER = {
 @pytest.fixture(scope="module")
 def generalist(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A two-layer BERT whose tokenizer falls back to characters, with words the task lacks."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer, models
 
-    from models._torchvision import ensure_torchvision
-
-    ensure_torchvision()
-    import torch
-    import transformers
-
-    folder = tmp_path_factory.mktemp("wordpiece-generalist")
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     words = sorted({*FILLERS, *(word for group in WORDS.values() for word in group)})
     others = [f"unused{letter}" for letter in letters]
     every = [*SPECIALS, *letters, *(f"##{letter}" for letter in letters), *words, *others]
     vocabulary = {word: row for row, word in enumerate(every)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIALS, strict=True))
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **{f"{key}_token": value for key, value in names.items()}
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-    )
-    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    return f"hf:{folder}"
+    return save_tiny_encoder(tmp_path_factory.mktemp("wordpiece-generalist"), tokenizer)
 
 
 @pytest.fixture(scope="module")

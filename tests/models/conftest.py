@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models
 
 from models._torchvision import ensure_torchvision
 
@@ -17,12 +17,12 @@ import timm  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
+from benchmarks.tiny_encoder import SPECIALS, save_tokenizer  # noqa: E402
 from models.checkpoint import Bundle  # noqa: E402
 
 ASSETS = Path(__file__).resolve().parents[2].parent / "shared" / "assets"
 
 WORDS = ("my", "card", "was", "swallowed", "where", "is", "parcel", "refund", "late", "lost")
-SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16}
 FAMILIES: dict[str, Callable[[], transformers.PretrainedConfig]] = {
@@ -59,20 +59,12 @@ def assets() -> Path:
     return ASSETS
 
 
-def save_tokenizer(folder: Path) -> None:
+def save_words(folder: Path) -> None:
     """Save a word-level fast tokenizer with the usual special tokens."""
-    vocabulary = {word: row for row, word in enumerate(SPECIALS + sorted(WORDS))}
+    vocabulary = {word: row for row, word in enumerate([*SPECIALS, *sorted(WORDS)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
     tokenizer.enable_truncation(8)
-    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIALS, strict=True))
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **{f"{key}_token": value for key, value in names.items()}
-    )
-    fast.save_pretrained(folder)
+    save_tokenizer(folder, tokenizer)
 
 
 @pytest.fixture
@@ -90,7 +82,7 @@ def text_folder(tmp_path: Path) -> Callable[..., Path]:
             config.label2id = {name: row for row, name in enumerate(labels)}
             model = transformers.AutoModelForSequenceClassification.from_config(config)
         model.eval().save_pretrained(folder)
-        save_tokenizer(folder)
+        save_words(folder)
         return folder
 
     return build

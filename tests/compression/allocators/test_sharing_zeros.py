@@ -27,18 +27,13 @@ from compression.prune import prune_layers
 from compression.request import AllocationSettings, Request
 from compression.share import share_zeros, told
 from compression.zero_levels import counts_around
+from tests.compression.shapes import Piece
 from tests.compression.test_keeping import RECOVERY, Net
 from tests.interrupted import limp, same
 
 CPU = torch.device("cpu")
 LAYERS = ("0", "2", "4")
 SEARCHED = [name for name in METHODS if name != "uniform"]
-
-
-@dataclass(frozen=True)
-class Piece:
-    name: str
-    module: nn.Module
 
 
 @dataclass

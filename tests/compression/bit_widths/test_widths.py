@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,11 @@ from compression.bit_widths import METHODS
 from compression.bit_widths.baq import closed_form, rounded
 from compression.quantize import quantize_weights
 from compression.widths import WidthRequest, assign_widths
+from tests.compression.shapes import Piece
 from tests.interrupted import limp, same
 
 WIDTHS = (8, 4, 2)
 LAYERS = ("0", "2", "4")
-
-
-@dataclass(frozen=True)
-class Piece:
-    name: str
-    module: nn.Module
 
 
 def made(folder: Path, mean_bits: float, keeper: Any = None) -> WidthRequest:

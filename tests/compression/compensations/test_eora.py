@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from compression.problem import LayerProblem, Solved
 from compression.prune import masks_of, prune_layers
 from compression.pruners.sweep import prune
 from models.low_rank import LowRankConv2d, LowRankLinear, add_low_rank
+from tests.compression.shapes import Piece
 
 ROWS, COLUMNS = 8, 6
 
@@ -201,12 +201,6 @@ def test_a_convolution_with_factors_is_one_with_the_sum(kernel: int) -> None:
         both.weight += (up @ down).view_as(plain.weight)
     torch.testing.assert_close(layer(x), both(x), rtol=1e-4, atol=1e-5)
     assert matrix_of(layer).shape == (1, 8, columns)
-
-
-@dataclass(frozen=True)
-class Piece:
-    name: str
-    module: nn.Module
 
 
 @pytest.mark.parametrize("rank", [2, 6])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,37 +14,7 @@ from compression.scores import METHODS
 from compression.scores.trajectory import trajectories
 from compression.shrink import remove_structure
 from compression.structured import least_squares, remove_groups
-
-
-@dataclass(frozen=True)
-class Unit:
-    name: str
-    consumer: str
-    groups: int
-    width: int = 1
-
-
-@dataclass(frozen=True)
-class Branch:
-    name: str
-    units: tuple[Unit, ...]
-
-
-@dataclass(frozen=True)
-class Piece:
-    name: str
-    module: nn.Module
-
-
-class Block(nn.Module):
-    """x + fc2(act(fc1(x)))."""
-
-    def __init__(self, width: int, hidden: int, act: nn.Module) -> None:
-        super().__init__()
-        self.fc1, self.act, self.fc2 = nn.Linear(width, hidden), act, nn.Linear(hidden, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.fc2(self.act(self.fc1(x)))
+from tests.compression.shapes import Block, Branch, Piece, Unit
 
 
 def problem(generator: torch.Generator, groups: int, width: int, rows: int = 5):

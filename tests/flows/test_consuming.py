@@ -17,7 +17,6 @@ import urllib.request
 import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -26,51 +25,18 @@ from PIL import Image
 
 from exports.runtime import host_profile
 from tasks import registry
+from tests.flows.pages import Example, examples
+from tests.quiet import QUIET
 from tests.tiny_specialists import image_specialist, text_specialist
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "consuming.md"
 # what docs/consuming.md says that a serving machine needs
 NEEDS = ("mlflow", "onnxruntime", "tokenizers", "numpy", "pillow", "pandas")
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = QUIET
 
 
-@dataclass(frozen=True)
-class Example:
-    """A block of code of the page."""
-
-    line: int
-    kind: str  # '', or what its comment says: 'server', 'cuda'
-    language: str
-    code: str
-
-    @property
-    def over_http(self) -> bool:
-        return self.kind == "server" or "127.0.0.1" in self.code
-
-    @property
-    def from_registry(self) -> bool:
-        """Whether it needs nothing but what a serving machine has."""
-        return self.language == "python" and not re.search(
-            "from (exports|tasks|flows|datasets)", self.code
-        )
-
-
-def examples() -> list[Example]:
-    text = PAGE.read_text(encoding="utf-8")
-    found = []
-    pattern = r"(?:<!-- test: (\w+) -->\n)?```(python|sh)\n(.*?)```"
-    for match in re.finditer(pattern, text, re.DOTALL):
-        line = text[: match.start(2)].count("\n") + 1
-        found.append(Example(line, match[1] or "", match[2], match[3]))
-    return found
-
-
-ALL = examples()
+ALL = examples(PAGE)
 PLAIN = [example for example in ALL if not example.over_http]
 
 

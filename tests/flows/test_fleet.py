@@ -16,12 +16,9 @@ from flows.sweep import sweep
 from tasks.config import Recipe
 from tasks.fleet import Fleet
 from tests.conftest import QUICK, merged
+from tests.quiet import QUIET
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = QUIET
 
 MEMBERS = [
     {"name": "all"},

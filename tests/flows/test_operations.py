@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +21,8 @@ import pytest
 
 from exports.runtime import host_profile
 from tasks import registry
+from tests.flows.pages import Example, examples
+from tests.quiet import QUIET
 from tests.tiny_specialists import text_specialist
 
 ROOT = Path(__file__).parents[2]
@@ -29,33 +30,10 @@ PAGE = ROOT / "docs" / "operations.md"
 ROOMS = ("compression", "exports", "flows", "models", "tasks")
 HERE = Path(sys.executable).parent
 NAME = "support-intents"
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = QUIET
 
 
-@dataclass(frozen=True)
-class Example:
-    """A block of code of the page."""
-
-    line: int
-    kind: str  # '', or what its comment says: 'server', 'postgres'
-    language: str
-    code: str
-
-
-def examples() -> list[Example]:
-    text = PAGE.read_text(encoding="utf-8")
-    pattern = r"(?:<!-- test: (\w+) -->\n)?```(python|sh)\n(.*?)```"
-    return [
-        Example(text[: match.start(2)].count("\n") + 1, match[1] or "", match[2], match[3])
-        for match in re.finditer(pattern, text, re.DOTALL)
-    ]
-
-
-ALL = examples()
+ALL = examples(PAGE)
 
 
 def the(fragment: str) -> Example:

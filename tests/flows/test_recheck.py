@@ -26,6 +26,7 @@ from tasks.registry import Version, find_version
 from tasks.respecialize import held, one_at_a_time
 from tasks.watch import CHANGED, look
 from tests.conftest import write_rows
+from tests.quiet import QUIET
 from tests.tasks.lines import (
     FEW,
     MOST,
@@ -38,11 +39,7 @@ from tests.tasks.lines import (
     rows_of,
 )
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = QUIET
 
 
 @pytest.fixture(scope="module")

@@ -22,12 +22,9 @@ from tasks.profile import require_profile
 from tasks.summary import print_summary
 from tests.conftest import FILLERS, QUICK, WORDS, merged
 from tests.flows.test_bad_input import check
+from tests.quiet import QUIET
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = QUIET
 
 STAGES = [
     "prepare", "load", "leaks", "teach", "quantize teacher",

@@ -19,12 +19,9 @@ from flows.specialize import specialize
 from tasks import cache
 from tasks.config import Recipe
 from tests.conftest import QUICK, merged
+from tests.quiet import QUIET
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = QUIET
 
 STAGES = [
     "prepare",

@@ -13,12 +13,9 @@ from flows.sweep import sweep
 from tasks.config import Recipe
 from tasks.from_sweep import recipe_from_sweep
 from tests.conftest import QUICK, merged
+from tests.quiet import QUIET
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = QUIET
 
 # a model as small as this is all overhead: half its own speed is in reach, whatever the clock says;
 # the adaptive search adds one speed between the two

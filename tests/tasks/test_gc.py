@@ -26,13 +26,10 @@ from tasks.home import store
 from tasks.locks import locked
 from tasks.mlflow_store import pointed
 from tasks.runs import note_run, under_way
+from tests.quiet import QUIET
 from tests.tasks.test_promotion import empty_store  # noqa: F401  (a fixture)
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = QUIET
 ROOT = Path(__file__).parents[2]
 DAY = 86400.0
 

@@ -22,13 +22,10 @@ from tasks.predict import predict
 from tasks.promotion import Trial, promote, promote_if_better, roll_back
 from tasks.splits import Split
 from tests.conftest import QUICK, WORDS, merged, text_rows
+from tests.quiet import QUIET
 from tests.tiny_specialists import image_specialist, text_specialist
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = QUIET
 NAME = "tiny"
 # three words a class are known to one, and five to the other
 SOME = {label: words[:3] for label, words in WORDS.items()}

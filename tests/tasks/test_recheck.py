@@ -17,6 +17,7 @@ from tasks.errors import DataError, RecipeError
 from tasks.recheck import examine
 from tasks.registry import Version, champions, find_version
 from tests.conftest import FILLERS, WORDS, text_rows, write_rows
+from tests.quiet import QUIET
 from tests.tasks.lines import (
     ALL,
     FEW,
@@ -31,11 +32,7 @@ from tests.tasks.lines import (
     rows_of,
 )
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = QUIET
 
 
 @dataclass

@@ -25,14 +25,11 @@ from tasks.splits import Split
 from tasks.track import track, tracked
 from tests.conftest import WORDS, text_rows
 from tests.exports.reports import full_report
+from tests.quiet import QUIET
 from tests.tasks.test_promotion import FEW, SOME, empty_store  # noqa: F401  (a fixture)
 from tests.tiny_specialists import text_specialist
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = QUIET
 CLASSES = sorted(WORDS)
 
 

@@ -21,13 +21,10 @@ from tasks.processes import host_name, this_process
 from tasks.stage import Finished
 from tasks.tracking import log_run, tracked
 from tasks.unfinished import HOST, PROCESS, close_left_runs
+from tests.quiet import QUIET
 from tests.tasks.test_promotion import empty_store  # noqa: F401  (a fixture)
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = QUIET
 ROOT = Path(__file__).parents[2]
 PLAIN = {"name": "r", "generalist": {"source": "hf:x"}, "task": {"train": "a", "test": "b"}}
 KILLED = """

@@ -37,7 +37,7 @@ from benchmarks.studies.grid import DEIT, MINILM, TASKS, Row, merged, recipe_of
 from benchmarks.studies.scoring import begin, job_of, score
 from benchmarks.studies.tables import clustered, interval, markdown, spread, told_of
 
-STEPS = 600
+STEPS = 300
 LINEAR = (DEIT, MINILM)  # 4 bits are for Linear layers
 SOLVERS = ("sweep", "wanda", "magnitude")
 LOSSES: dict[str, dict[str, float]] = {

@@ -44,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, nargs="*", default=[1], help="at once")
     parser.add_argument("--trained", default="full")
     parser.add_argument("--channels-last", action="store_true", help="images as N, H, W, C")
+    parser.add_argument("--compile", action="store_true", help="student and teacher by Inductor")
     parser.add_argument("--profile", action="store_true", help="kernels by time, one process")
     parser.add_argument("--out", type=Path, help="append rows as JSON lines")
     return parser.parse_args()
@@ -101,6 +102,9 @@ def prepared(name: str, args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
             (x,), labels = plain(generator)
             return (x.contiguous(memory_format=torch.channels_last),), labels
 
+    if args.compile:
+        for each in (model, teacher):
+            each.compile(dynamic=False)
     return at, {
         "student": model,
         "teacher": teacher,
@@ -203,6 +207,7 @@ def main() -> None:
                     "processes": count,
                     "seconds": seconds,
                     "last": args.channels_last,
+                    "compiled": args.compile,
                 }
                 with args.out.open("a") as stream:
                     stream.write(json.dumps({**row, "trained": args.trained}) + "\n")

@@ -19,7 +19,7 @@ Each row is one method on one (model, task, seed), 16 shots and the unlabelled p
 llm-compressor's SparseGPT is compared layer by layer in `benchmarks/solver_speed.py`.
 
     python benchmarks/study_peers.py plan|pack|run|table ...  (benchmarks/studies/command.py)
-    python benchmarks/study_peers.py time --home HOME --out FILE   once nothing else runs
+    python benchmarks/study_peers.py time --home HOME --rows FILE --out TIMES   when all is quiet
 
 The peers live in an environment of their own (benchmarks/peers.txt), named by the environment
 variable PEER_PYTHON; without it their rows fail and say so. `time` measures every graph of the
@@ -273,7 +273,32 @@ def table(found: list[Row]) -> str:
             "minus ours-half-recovered",
         )
         parts += [f"**{model}**, points:", markdown(heads, lines)]
+    if speeds:
+        parts += [_times(list(speeds.values()))]
     return "\n\n".join(parts)
+
+
+def _times(rows: list[Row]) -> str:
+    """Speed over the teacher's FP32 graph, a column a model."""
+    models = [model for model in TASKS if any(row["model"] == model for row in rows)]
+    cells = {
+        (row["method"], row["model"]): f"{row['speed']:.2f} [{row['speed_low']:.2f}, "
+        f"{row['speed_high']:.2f}]"
+        for row in rows
+    }
+    lines = [
+        (method, *(cells.get((method, model), "") for model in models))
+        for method in TIMED
+        if any((method, model) in cells for model in models)
+    ]
+    steps = ", ".join(str(n) for n in sorted({row["steps"] for row in rows}))
+    machines = "; ".join(sorted({f"{r['device']}, commit {r['commit']}" for r in rows}))
+    told = (
+        f"Times over the teacher's FP32 graph, one thread, batch 1, interleaved; seed 0 of the "
+        f"first task, graphs made with {steps} steps of recovery, which shapes do not depend on "
+        f"({machines}):"
+    )
+    return f"{told}\n\n{markdown(('method', *models), lines)}"
 
 
 STUDY = Study("peers", __doc__.splitlines()[0], rows, work, score_peer, table)
@@ -283,7 +308,8 @@ if __name__ == "__main__":
         parser = argparse.ArgumentParser(description="Measure every graph of the first seed.")
         parser.add_argument("time")
         parser.add_argument("--home", type=Path, required=True)
-        parser.add_argument("--out", type=Path, required=True)
+        parser.add_argument("--rows", type=Path, required=True, help="what `run` wrote")
+        parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")
         parser.add_argument("--repeats", type=int, default=100)
         time_graphs(parser.parse_args(), TIMED)
     else:

@@ -22,7 +22,7 @@ def time_graphs(args: argparse.Namespace, methods: Collection[str]) -> None:
     from exports.runtime import session
     from tasks.home import store
 
-    found = [row for row in read([args.out], failures=False) if row.get("graph")]
+    found = [row for row in read([args.rows], failures=False) if row.get("graph")]
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in found:
         if row["seed"] == 0 and row["task"] == TASKS[row["model"]][0] and row["method"] in methods:
@@ -59,6 +59,7 @@ def time_graphs(args: argparse.Namespace, methods: Collection[str]) -> None:
                         "machine",
                         "commit",
                         "study",
+                        "steps",
                     )
                 }
                 line = {
@@ -70,7 +71,7 @@ def time_graphs(args: argparse.Namespace, methods: Collection[str]) -> None:
                     "speed_high": high,
                     "milliseconds": times.median_ms[row["method"]],
                     "spread": times.spread(row["method"]),
-                    "command": "python benchmarks/study_peers.py time --home HOME --out FILE",
+                    "command": "python benchmarks/study_peers.py time --home HOME --rows ROWS --out FILE",
                 }
                 out.write(json.dumps(line) + "\n")
                 print(f"{model} {row['method']}: {ratio:.2f}x [{low:.2f}, {high:.2f}]", flush=True)

@@ -71,7 +71,8 @@ def time_graphs(args: argparse.Namespace, methods: Collection[str]) -> None:
                     "speed_high": high,
                     "milliseconds": times.median_ms[row["method"]],
                     "spread": times.spread(row["method"]),
-                    "command": "python benchmarks/study_peers.py time --home HOME --rows ROWS --out FILE",
+                    "command": "python benchmarks/study_peers.py time --home HOME --rows ROWS "
+                    "--out FILE",
                 }
                 out.write(json.dumps(line) + "\n")
                 print(f"{model} {row['method']}: {ratio:.2f}x [{low:.2f}, {high:.2f}]", flush=True)

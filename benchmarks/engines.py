@@ -167,7 +167,7 @@ def with_device(engine: str) -> Any:
         import dask
 
         return dask.annotate(resources={"GPU": 1})
-    from prefect_ray import remote_options
+    from prefect_ray.context import remote_options
 
     return remote_options(num_gpus=1)
 
@@ -256,7 +256,7 @@ def server(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
 def table(rows: list[dict[str, Any]]) -> str:
     named = {
         "first_seconds": "first task back (s)",
-        "ms_a_task": "a task, 100 at once (ms)",
+        "ms_a_task": "a task, all at once (ms)",
         "cpu_ms_a_task": "the same, processor (ms)",
         "processes": "processes beside the driver",
         "megabytes": "their memory (MB)",

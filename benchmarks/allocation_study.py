@@ -285,8 +285,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{len(next(iter(even.values()))['kl'])} held-out examples a seed, "
             f"teacher {teacher:.3f}\n",
             "| allocation | KL (sd) | less KL than uniform | accuracy (sd) | more accuracy "
-            "| zeros | seconds |",
-            "|---|---|---|---|---|---|---|",
+            "| zeros | seconds | seeds |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for method in dict.fromkeys(row["method"] for row in here):
             found = {row["seed"]: row for row in here if row["method"] == method}
@@ -306,7 +306,8 @@ def table(rows: list[dict[str, Any]]) -> str:
                 cells += ["" if method == "uniform" else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"]
             zeros = np.mean([row["zeros"] for row in found.values()])
             seconds = np.mean([row["seconds"] for row in found.values()])
-            lines.append(f"| {method} | " + " | ".join(cells) + f" | {zeros:.4f} | {seconds:.0f} |")
+            cells += [f"{zeros:.4f}", f"{seconds:.0f}", ", ".join(map(str, seeds))]
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

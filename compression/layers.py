@@ -92,23 +92,27 @@ def columns_of(
     pointwise = layer.kernel_size == (1, 1)
     if pointwise and (layer.padding in ((0, 0), "valid") or _pads_same(layer)):
         s, t = layer.stride
-        x = x[:, :, ::s, ::t]
-        b, c, h, w = x.shape
-        # (B, G, C, HW) -> (G, B*HW, C)
-        columns = x.reshape(b, layer.groups, c // layer.groups, h * w)
+        windows = x[:, :, ::s, ::t, None, None]
     else:
         padding = layer._reversed_padding_repeated_twice  # F.pad order, 'same' and 'valid' included
         if _pads_same(layer):
             padding = _same_padding(layer, x)
-        unfolded = F.unfold(
-            F.pad(x, padding), layer.kernel_size, dilation=layer.dilation, stride=layer.stride
-        )  # (B, channels*kh*kw, L)
-        b, inputs, length = unfolded.shape
-        columns = unfolded.reshape(b, layer.groups, inputs // layer.groups, length)
-    batch, groups, size, positions = columns.shape
-    wanted = pick(batch * positions)
+        windows = _windows(layer, F.pad(x, padding))
+    b, channels, h, w, kh, kw = windows.shape  # h, w: of the output
+    size = channels // layer.groups * kh * kw
+    wanted = pick(b * h * w)
     if wanted is None:
-        return columns.permute(1, 0, 3, 2).reshape(groups, -1, size)
-    wanted = wanted.to(x.device)
-    # (n, G, C) -> (G, n, C)
-    return columns[wanted // positions, :, :, wanted % positions].transpose(0, 1)
+        picked = windows.permute(0, 2, 3, 1, 4, 5)
+    else:
+        wanted = wanted.to(x.device)
+        at, place = wanted // (h * w), wanted % (h * w)
+        picked = windows[at, :, place // w, place % w]  # (n, channels, kh, kw)
+    return picked.reshape(-1, layer.groups, size).transpose(0, 1)
+
+
+def _windows(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """What each output position sees of a padded input: (B, channels, H', W', kh, kw), a view."""
+    for axis in (0, 1):
+        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+        x = x.unfold(2 + axis, reach, layer.stride[axis])
+    return x[..., :: layer.dilation[0], :: layer.dilation[1]]

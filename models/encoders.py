@@ -18,6 +18,7 @@ from models.quiet import quiet_hub, quiet_transformers
 from models.safety import (
     LARGEST,
     exists,
+    optional_file,
     plain_name,
     read_json,
     require_no_code,
@@ -37,7 +38,6 @@ from models.text import (
 ensure_torchvision()
 
 import transformers  # noqa: E402
-from transformers.utils.hub import cached_file  # noqa: E402
 
 __all__ = ["load_encoder"]
 
@@ -215,25 +215,13 @@ def _read_encoder(
     return model, None if unnamed else names
 
 
-def _optional(name: str, file: str) -> Path | None:
-    """Return a file of the repository or folder, None where it has none."""
-    found = cached_file(
-        name,
-        file,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return None if found is None else Path(found)
-
-
 def _sentence_settings(name: str) -> dict[str, Any]:
     """Read pooling, normalisation and length as sentence-transformers stores them."""
     settings: dict[str, Any] = {"pooling": "mean", "normalize": False, "max_length": None}
-    length = _optional(name, "sentence_bert_config.json")
+    length = optional_file(name, "sentence_bert_config.json")
     if length is not None:
         settings["max_length"] = read_json(length).get("max_seq_length")
-    modules = _optional(name, "modules.json")
+    modules = optional_file(name, "modules.json")
     if modules is None:
         return settings
     for entry in read_json(modules):
@@ -241,7 +229,7 @@ def _sentence_settings(name: str) -> dict[str, Any]:
         if kind == "Normalize":
             settings["normalize"] = True
         elif kind == "Pooling":
-            pooling = _optional(name, f"{plain_name(entry['path'], name)}/config.json")
+            pooling = optional_file(name, f"{plain_name(entry['path'], name)}/config.json")
             if pooling is not None:
                 settings["pooling"] = _pooling_mode(read_json(pooling), name)
         elif kind != "Transformer":

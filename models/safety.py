@@ -24,6 +24,7 @@ from transformers.utils.hub import cached_file  # noqa: E402
 __all__ = [
     "LARGEST",
     "exists",
+    "optional_file",
     "plain_name",
     "read_json",
     "require_no_code",
@@ -113,17 +114,23 @@ def plain_name(name: Any, source: str) -> str:
     return str(path)
 
 
+def optional_file(name: str, file: str) -> Path | None:
+    """Return a file of a repository or folder, None where it has none."""
+    found = cached_file(
+        name,
+        file,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)
+
+
 def require_no_code(source: str, name: str) -> None:
     """Raise where a checkpoint's settings name Python code of its own (`auto_map`)."""
     for file in _CODED:
-        found = cached_file(
-            name,
-            file,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        stored = read_json(Path(found)) if found is not None else None
+        found = optional_file(name, file)
+        stored = None if found is None else read_json(found)
         if isinstance(stored, dict) and stored.get("auto_map"):
             raise GeneralistError(
                 f"generalist {source!r}: {file} names Python code of the checkpoint's own "

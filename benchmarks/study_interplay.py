@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ from benchmarks.studies.command import Study, main
 from benchmarks.studies.grid import DEIT, MINILM, TASKS, Row, grid, recipe_of
 from benchmarks.studies.models import masked_on_grid, narrowed, recovered
 from benchmarks.studies.scoring import begin, job_of, score
-from benchmarks.studies.tables import interval, markdown, told_of
+from benchmarks.studies.tables import Interval, clustered, interval, markdown, told_of
 
 STEPS = 300
 KINDS = (
@@ -144,13 +145,16 @@ def table(found: list[Row]) -> str:
         if set(corners) == set(CORNERS):
             grouped[key[:4]].append(corners)
             grouped[key[0], "all", *key[2:4]].append(corners)
+    for key in [key for key in grouped if key[1] != "all"]:
+        if len(grouped[key]) == len(grouped[key[0], "all", *key[2:]]):  # one model: said already
+            del grouped[key[0], "all", *key[2:]]
     lines = []
     order = [*TASKS, "all"]
     kinds = [kind for kind in KINDS]
     for key in sorted(
         grouped, key=lambda k: (k[0] == "tuned", kinds.index((k[2], k[3])), order.index(k[1]))
     ):
-        lines.append((*_named(key), *_figures(grouped[key])))
+        lines.append((*_named(key), *_figures(grouped[key], models=key[1] == "all")))
     heads = (
         "training",
         "model",
@@ -162,14 +166,16 @@ def table(found: list[Row]) -> str:
         "KL pruned first",
         "KL quantized first",
         "pruned first above the threshold [95 %]",
+        "quantized first minus pruned first, nats [95 %]",
         "accuracy, pruned first minus quantized first, points [95 %]",
     )
     parts = [told_of(found)]
     if lines:
         parts += [
-            "Divergence from the teacher on the test set in nats, mean over tasks and seeds. "
-            "An interval above zero in the last but one column is where orthogonality "
-            "breaks: the joint error is above the sum of the parts.",
+            "Divergence from the teacher on the test set in nats, mean over tasks and seeds; "
+            "intervals over them, of all models over models and tasks with seeds averaged. Where "
+            "the first interval is above zero orthogonality breaks: the joint error is above the "
+            "sum of the parts. Where the second is above zero order matters.",
             markdown(heads, lines),
         ]
     return "\n\n".join(parts)
@@ -196,30 +202,40 @@ def excess(corners: dict[str, Row], joint: str = "pruned-first") -> float:
     return met.threshold - met.both
 
 
-def _figures(items: list[dict[str, Row]]) -> tuple[Any, ...]:
+def _figures(items: list[dict[str, Row]], *, models: bool) -> tuple[Any, ...]:
+    """Means of the corners and three differences, their intervals over models and tasks or all."""
+
     def mean(corner: str) -> float:
         return sum(corners[corner]["kl"] for corners in items) / len(items)
 
-    above = interval([excess(corners) for corners in items])
-    order = interval(
-        [
-            100 * (corners["pruned-first"]["accuracy"] - corners["quantized-first"]["accuracy"])
+    def over(value: Callable[[dict[str, Row]], float]) -> Interval:
+        at = {
+            (corners["dense"]["model"], corners["dense"]["task"], corners["dense"]["seed"]): value(
+                corners
+            )
             for corners in items
-        ]
-    )
+        }
+        return clustered(at) if models else interval(list(at.values()))
+
+    def nats(found: Interval, word: str) -> str:
+        if found.n < 2:
+            return f"{found.mean:+.4f} ({found.n})"
+        told = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] ({found.n})"
+        return f"{told} {word}" if found.low > 0 else told
+
+    def order(of: str, corners: dict[str, Row]) -> float:
+        return float(corners["pruned-first"][of] - corners["quantized-first"][of])
+
     threshold = mean("sparse") + mean("quantized") - mean("dense")
-    told = f"{above.mean:+.4f} ({above.n})"
-    if above.n > 1:
-        told = f"{above.mean:+.4f} [{above.low:+.4f}, {above.high:+.4f}] ({above.n})"
-        told += " breaks" if above.low > 0 else ""
     return (
         f"{mean('sparse'):.4f}",
         f"{mean('quantized'):.4f}",
         f"{threshold:.4f}",
         f"{mean('pruned-first'):.4f}",
         f"{mean('quantized-first'):.4f}",
-        told,
-        str(order),
+        nats(over(excess), "breaks"),
+        nats(over(lambda corners: -order("kl", corners)), "matters"),
+        str(over(lambda corners: 100 * order("accuracy", corners))),
     )
 
 

@@ -184,6 +184,32 @@ def test_the_joint_error_is_held_against_the_threshold() -> None:
     assert study_interplay.excess(corners, "quantized-first") == pytest.approx(-0.05)
 
 
+def test_the_interplay_is_told_over_seeds_and_over_models() -> None:
+    def corners(model: str, seed: int, joint: float, other: float) -> list[dict[str, Any]]:
+        kl = {
+            "dense": 0.0, "sparse": 0.3, "quantized": 0.1,
+            "pruned-first": 0.4 + joint, "quantized-first": 0.4 + joint + other,
+        }  # fmt: skip
+        return [
+            result(
+                "tuned", model, "x", seed, kind="75%", form="int8", corner=name, kl=value,
+                accuracy=0.9 - 0.1 * value, id=f"{model}/{seed}/{name}",
+            )
+            for name, value in kl.items()
+        ]  # fmt: skip
+
+    one, other = study_interplay.DEIT, study_interplay.MINILM
+    rows = [row for s in range(3) for row in corners(one, s, 0.1 + 0.001 * s, 0.05 * (s - 1))]
+    alone = study_interplay.table(rows).splitlines()[-1].split(" | ")
+    # joint error: above the threshold in every seed; order: now one way, now the other
+    assert alone[1] == one and alone[-3] == "+0.1010 [+0.0985, +0.1035] (3) breaks"
+    assert alone[-2].startswith("+0.0000 [-0.1242, ") and "matters" not in alone[-2]
+    rows += [row for s in range(3) for row in corners(other, s, -0.1, 0.2)]
+    _, second, whole = study_interplay.table(rows).splitlines()[-3:]
+    assert "+0.2000 [+0.2000, +0.2000] (3) matters" in second and "breaks" not in second
+    assert whole.split(" | ")[1] == "all" and whole.count("(2)") == 3
+
+
 @pytest.mark.parametrize(
     ("gain", "said"),
     [(0.05, "norms beats full"), (-0.05, "full beats norms"), (0.0, "not told apart")],

@@ -11,12 +11,13 @@ Blocks, most wanted first:
     trained       90 % at once, then STEPS steps: distill.trained
     losses        the same, on one loss or two: distill.ce, kl, square_head
     compensation  75 and 90 % at once, prune.compensation, without recovery and with it
-    int8, int4    the dense teacher rounded: quantize.method, smooth and bits; nothing left float
+    int8, int4    the dense teacher rounded: quantize.method, smooth, compensation and bits;
+                  nothing left float
     schedule      to 90 % with 2 STEPS steps in all: distill.schedule, density_scaled
     solver-after  90 % at once, then STEPS steps: prune.method
 
-Compensation adds weights: its rows have more nonzeros than those beside them, which the column of
-ratios tells. Exact OBS is not among them: it refuses layers of these sizes.
+Compensation adds weights: its rows have more nonzeros than those beside them, which the columns of
+ratios and sizes tell. Exact OBS is not among them: it refuses layers of these sizes.
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ def alternatives(steps: int) -> list[tuple[str, str, str, dict[str, Any], tuple[
             rounding = {"format": format_, "method": method, "smooth": smooth}
             name = method if smooth == "none" else smooth
             found.append((block, "dense", name, merged(plain, {"quantize": rounding}), chosen))
+    rounding = {"format": "int4", "compensation": "eora"}
+    found.append(("int4", "dense", "eora", merged(plain, {"quantize": rounding}), LINEAR))
     for name in ("baq", "integer"):
         rounding = {"format": "int4", "bits": name}
         found.append(("int4", "dense", name, merged(plain, {"quantize": rounding}), LINEAR))
@@ -200,12 +203,14 @@ def table(found: list[Row]) -> str:
                     "" if name == base else str(interval(list(pairs.values()))),
                     "" if name == base else str(clustered(pairs, 1)),
                 )
-                lines.append((setting, name, *drops, f"{ratio:.2f}", *compared))
+                size = f"{sum(row['bytes'] for row in its) / len(its) / 1e6:.1f}"
+                lines.append((setting, name, *drops, f"{ratio:.2f}", size, *compared))
         heads = (
             "setting",
             block,
             *models,
             "ratio of nonzeros",
+            "MB",
             f"minus {base}, points [95 %] (pairs)",
             "over models",
         )

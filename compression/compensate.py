@@ -1,4 +1,4 @@
-"""Layers that compute W x + B (A x): reading their factors, and solving them after W was pruned.
+"""Layers that compute W x + B (A x): their factors, solved for what pruning or rounding took of W.
 
 Whoever builds such a layer gives it two submodules, `down` (A) and `up` (B), each with a weight
 and no bias; everything else here sees a plain layer with a weight. They count as parameters.
@@ -6,6 +6,7 @@ and no bias; everything else here sees a plain layer with a weight. They count a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from compression.compensations import METHODS
 from compression.hessian import damp
-from compression.layers import Layer
+from compression.layers import Layer, as_layer
 from compression.problem import LayerProblem, Solved
 
 
@@ -85,13 +86,68 @@ def compensated(
     held = factors_of(layer)
     if held is None:
         return solved, problem.loss(solved)
-    dtype, columns = problem.hessian.dtype, problem.weight.shape[-1]
-    target = replace(problem, weight=problem.weight.to(dtype) + held.product.to(dtype))
-    error = target.original[..., :columns] - solved.weight.to(dtype)
+    target, error = _missing(problem, held, solved)
     store_factors(layer, METHODS.load(method)(problem, error, held.up.shape[-1]))
     stored = factors_of(layer)
     assert stored is not None
-    product = stored.product.to(dtype)
+    return _refitted(problem, target, error, solved, stored)
+
+
+def compensated_on_grids(
+    name: str,
+    layer: Layer,
+    problem: LayerProblem,
+    rounded: Solved,
+    method: str,
+    on_grid: Callable[[str, Layer, LayerProblem], Tensor],
+) -> tuple[Solved, float]:
+    """As `compensated`, for what rounding took of W, with factors that are rounded themselves.
+
+    A is rounded first, as a layer with W's inputs. B is then the best one for the A that is left,
+    E H A^T (A H A^T)^-1, and is rounded as a layer whose inputs A puts out, of covariance A H A^T.
+    With a bias, H is the covariance about the mean, as in :mod:`compression.compensations.eora`.
+
+    Args:
+        layer: has factors; they are replaced. problem: of its weight as it was.
+        rounded: that weight on its grid.
+        on_grid: rounds a factor, called with its name, layer and problem; gives (G, R, C).
+    """
+    held = factors_of(layer)
+    assert held is not None
+    target, error = _missing(problem, held, rounded)
+    down = METHODS.load(method)(problem, error, held.up.shape[-1]).down
+    seen = problem.hessian[..., : error.shape[-1], : error.shape[-1]]
+    if problem.bias is not None:
+        mean = problem.hessian[..., :-1, -1:]
+        seen = seen - mean @ mean.mT / problem.hessian[..., -1:, -1:]
+
+    def rounded_factor(part: str, weight: Tensor, hessian: Tensor) -> Tensor:
+        own = f"{name}.{part}"
+        of = LayerProblem(own, weight, None, hessian, problem.samples, problem.rel_damp)
+        return on_grid(own, as_layer(own, layer.get_submodule(part)), of).to(hessian.dtype)
+
+    down = rounded_factor("down", down, seen)
+    damped, _ = damp(seen, problem.rel_damp)
+    inner = torch.linalg.pinv(down @ damped @ down.mT, hermitian=True)  # rows of A may be zero
+    up = error @ damped @ down.mT @ inner
+    factors = Factors(rounded_factor("up", up, down @ seen @ down.mT), down)
+    store_factors(layer, factors)
+    return _refitted(problem, target, error, rounded, factors)
+
+
+def _missing(problem: LayerProblem, held: Factors, solved: Solved) -> tuple[LayerProblem, Tensor]:
+    """The layer's problem with its factors' product in its weight; what ``solved`` lacks of it."""
+    dtype = problem.hessian.dtype
+    target = replace(problem, weight=problem.weight.to(dtype) + held.product.to(dtype))
+    return target, target.original[..., : problem.weight.shape[-1]] - solved.weight.to(dtype)
+
+
+def _refitted(
+    problem: LayerProblem, target: LayerProblem, error: Tensor, solved: Solved, factors: Factors
+) -> tuple[Solved, float]:
+    """The bias solved for what weight and factors leave of the error; the loss of all three."""
+    dtype = problem.hessian.dtype
+    product = factors.product.to(dtype)
     if problem.bias is not None:
         damped, _ = damp(problem.hessian, problem.rel_damp)
         shift = ((error - product) @ damped[..., :-1, -1:])[..., 0] / damped[..., -1, -1, None]

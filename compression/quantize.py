@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from compression.compensate import compensated_on_grids, factors_of
 from compression.errors import CompressionError
 from compression.grids import BlockwiseGrid, Grid, block_grid, row_grid
 from compression.hessian import HessianAccumulator
 from compression.keeping import Keeper, walk_on
 from compression.layers import Layer, mask_as_weight, store
-from compression.problem import LayerProblem
+from compression.problem import LayerProblem, Solved
 from compression.rounders import METHODS
 from compression.sequential import Batch, Progress, SegmentLike
 
@@ -24,6 +26,7 @@ def quantize_weights(
     layers: Collection[str],
     *,
     method: str = "gptq",
+    compensation: str | None = None,
     bits: int | Mapping[str, int] = 8,
     block: int | None = None,
     rel_damp: float = 0.01,
@@ -38,6 +41,9 @@ def quantize_weights(
 
     Args:
         method: one of :data:`compression.rounders.METHODS`.
+        compensation: of :data:`compression.compensations.METHODS`: the factors of named layers that
+            carry some are solved for what rounding took, and rounded with their layer, so that
+            they are not to be named. None: factors are layers as any other.
         bits: 8, or 4 for weights that are stored so and computed with in float (Linear only); or
             of each layer.
         block: columns that share a scale; None for one scale a row. 4 bits need blocks (32).
@@ -54,8 +60,8 @@ def quantize_weights(
     grids: dict[str, tuple[Tensor, Tensor]] = {}
     solve = METHODS.load(method)
 
-    def visit(name: str, layer: Layer, accumulator: HessianAccumulator) -> None:
-        problem = LayerProblem.of(name, layer, accumulator, rel_damp)
+    def on_grid(name: str, layer: Layer, problem: LayerProblem) -> Solved:
+        """A problem's answer on its grid, of which integers and scale are noted."""
         weight, dtype = problem.weight, problem.hessian.dtype
         if block is not None and not isinstance(layer, nn.Linear):
             raise CompressionError(
@@ -70,9 +76,18 @@ def quantize_weights(
             grid = BlockwiseGrid(weight.to(dtype), bits=width, block=block)
         result = solve(problem, weight != 0, grid)
         integers = grid.integers(result.weight).to(torch.int8)
-        store(layer, integers * grid.spread(weight.shape[-1]).float(), result.bias)
         scale = grid.scale.float().squeeze(0) if block else grid.scale.float().reshape(-1)
         grids[name] = (mask_as_weight(layer, integers).cpu(), scale.cpu())
+        return replace(result, weight=integers * grid.spread(weight.shape[-1]).float())
+
+    def visit(name: str, layer: Layer, accumulator: HessianAccumulator) -> None:
+        problem = LayerProblem.of(name, layer, accumulator, rel_damp)
+        result = on_grid(name, layer, problem)
+        if compensation is not None and factors_of(layer) is not None:
+            result, _ = compensated_on_grids(
+                name, layer, problem, result, compensation, lambda *of: on_grid(*of).weight
+            )
+        store(layer, result.weight, result.bias)
 
     walk_on(
         model,

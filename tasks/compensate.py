@@ -1,4 +1,4 @@
-"""Low-rank factors beside the layers that a rung prunes, where the recipe asks for them."""
+"""Low-rank factors beside the layers that are pruned or rounded, where the recipe asks for them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from typing import Any
 
 from models.checkpoint import Bundle
 from models.low_rank import add_low_rank, factors_cost, is_low_rank
-from tasks.config import Recipe
 from tasks.errors import RecipeError
+from tasks.methods import Prune
+from tasks.precision import Quantize
 
 
-def with_factors(recipe: Recipe, bundle: Bundle, layers: Sequence[str]) -> dict[str, Any]:
-    """Give the bundle's layers factors of zeros, unless the rung below did; told in its delta.
+def with_factors(asked: Prune | Quantize, bundle: Bundle, layers: Sequence[str]) -> dict[str, Any]:
+    """Give the bundle's layers factors of zeros, unless they have some; told in its delta.
 
     Args:
-        layers: those that may have some: all that are pruned.
+        asked: the section whose compensation it is.
+        layers: those that may have some: all that are pruned, or rounded.
 
     Returns:
         what the stage tells: ``factors``, the weights that they add, and ``without_factors``, the
@@ -24,7 +26,7 @@ def with_factors(recipe: Recipe, bundle: Bundle, layers: Sequence[str]) -> dict[
     Raises:
         RecipeError: no layer can have factors of this rank.
     """
-    asked, model = recipe.prune, bundle.model
+    model = bundle.model
     if asked.compensation == "none":
         return {}
     rank = asked.compensation_rank
@@ -32,9 +34,10 @@ def with_factors(recipe: Recipe, bundle: Bundle, layers: Sequence[str]) -> dict[
     costs = {name: factors_cost(model.get_submodule(name), rank) for name in layers}
     fresh = {name: rank for name, cost in costs.items() if cost and name not in there}
     if not there and not fresh:
+        section, done = ("prune", "pruned") if isinstance(asked, Prune) else ("quantize", "rounded")
         raise RecipeError(
-            f"prune.compensation_rank: {rank} saves no weight in any layer that is pruned; "
-            "lower it, or set prune.compensation: none"
+            f"{section}.compensation_rank: {rank} saves no weight in any layer that is {done}; "
+            f"lower it, or set {section}.compensation: none"
         )
     if fresh:
         add_low_rank(model, fresh)

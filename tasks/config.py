@@ -112,13 +112,13 @@ class Recipe(Section):
                 f"distill.rungs: {rungs} must rise and end at prune.sparsity ({self.sparsity:g})"
             )
         implied = self.prune.sparsity is None and self.prune.pattern == "unstructured"
-        adds = self.prune.compensation != "none"
-        if ratio is not None and adds and implied and not self.shrinks:
-            raise ValueError(
-                f"target.nonzero_ratio: {ratio:g} with prune.compensation "
-                f"{self.prune.compensation}, which adds weights, says no sparsity; give "
-                "prune.sparsity"
-            )
+        for name, section in (("prune", self.prune), ("quantize", self.quantize)):
+            adds = section.compensation
+            if ratio is not None and adds != "none" and implied and not self.shrinks:
+                raise ValueError(
+                    f"target.nonzero_ratio: {ratio:g} with {name}.compensation {adds}, which adds "
+                    "weights, says no sparsity; give prune.sparsity"
+                )
         self._has_means()
         return self
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from compression import bit_widths, rounders, smoothing
+from compression import bit_widths, compensations, rounders, smoothing
 from tasks.section import Amount, Count, OneOf, Section
 
 
@@ -53,6 +53,14 @@ class Quantize(Section):
         "none",
         description="How outliers of activations are moved from norms into the weights that read "
         "them, before rounding, free at run time: none, smoothquant or repq.",
+    )
+    compensation: Annotated[str, OneOf(compensations.METHODS)] = Field(
+        "none",
+        description="What is put beside a rounded layer to make good what rounding took; eora: a "
+        "layer of low rank, rounded as well, which costs weights and time.",
+    )
+    compensation_rank: Count = Field(
+        16, ge=1, description="Rank of that layer; where it would not save a weight there is none."
     )
     mean_bits: float | None = Field(
         None,

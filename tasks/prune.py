@@ -48,7 +48,7 @@ def prune(
     example = tuple(part.to(at) for part in batches.blank(bundle))
     parts, layers = segments(model, example), list(prunable_layers(model, example))
     dense = batches.dense_layers(layers, [part.name for part in parts], recipe.prune.keep_dense)
-    beside = with_factors(recipe, bundle, [name for name in layers if name not in dense])
+    beside = with_factors(recipe.prune, bundle, [name for name in layers if name not in dense])
     if beside:  # layers were put in others' places
         parts = segments(model, example)
     mix = batches.mixture(shown, seed=recipe.task.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ _BLOCK = {4: 32, 8: 0}  # numbers of a row that share a scale; 0: the whole row
         "quantize.format",
         "quantize.embeddings",
         "quantize.method",
+        "quantize.compensation",
+        "quantize.compensation_rank",
         "quantize.bits",
         "quantize.mean_bits",
         "prune.rel_damp",
@@ -47,8 +50,10 @@ def quantize(
     from compression.keeping import part_of
     from compression.quantize import quantize_embeddings, quantize_weights
     from models.checkpoint import load_bundle, save_bundle
+    from models.low_rank import is_factor
     from models.structure import prunable_layers, segments
     from tasks import batches
+    from tasks.compensate import with_factors
     from tasks.widths import choose_widths
 
     at, wanted = batches.device(), recipe.quantize
@@ -56,6 +61,7 @@ def quantize(
     student = bundle.model.to(at)
     grids: dict[str, Any] = {}
     chosen: dict[str, int] = {}
+    told: dict[str, Any] = {}
     if wanted.format != "none":
         blank = tuple(part.to(at) for part in batches.blank(bundle))
         layers = prunable_layers(student, blank, factors=True)
@@ -73,13 +79,24 @@ def quantize(
             chosen = choose_widths(
                 recipe, student, parts, calibration, sizes, _BLOCK[bits], at, progress, keeper
             )
-        widths: int | dict[str, int] = chosen or bits
+        beside = with_factors(
+            wanted, bundle, [name for name in layers if not is_factor(student, name)]
+        )
+        if beside:  # layers were put in others' places, and their factors go with them
+            parts = segments(student, blank)
+            layers = {name: layer for name, layer in layers.items() if not is_factor(student, name)}
+            told |= beside
+        # where widths differ, factors have the format's own
+        widths: int | defaultdict[str, int] = bits
+        if chosen:
+            widths = defaultdict(lambda: bits, chosen)
         weights = quantize_weights(
             student,
             parts,
             calibration,
             list(layers),
             method=wanted.method,
+            compensation=wanted.compensation if beside else None,
             bits=widths,
             block=_BLOCK[bits] or None,
             rel_damp=recipe.prune.rel_damp,
@@ -100,5 +117,6 @@ def quantize(
         for part, x in zip(("integers", "scale"), pair, strict=True)
     }
     save_file({name: tensor.contiguous() for name, tensor in flat.items()}, into / GRIDS)
-    told: dict[str, Any] = {"bits": chosen} if chosen else {}
+    if chosen:
+        told["bits"] = chosen
     return {"layers": sum(name.startswith("weight") for name in grids), **told}

@@ -12,6 +12,7 @@ import torch
 from exports.census import census
 from flows.chain import begin, prune_to
 from models.checkpoint import load_bundle
+from models.low_rank import is_factor
 from models.structure import prunable_layers
 from tasks.artifacts import Artifact
 from tasks.batches import blank
@@ -140,6 +141,54 @@ def test_what_is_compensated_is_served_and_counted(
     texts = load_split(data.folder / "support.parquet").rows(list(range(8)))
     logits = logits_of({"model": graphs[0].folder}, texts.inputs)["model"]
     np.testing.assert_allclose(logits, torch_logits(recipe, texts, pruned), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("modality", "form", "prune"),
+    [
+        ("text", "int4", {}),
+        pytest.param("text", "int8", EORA, marks=pytest.mark.slow),
+        pytest.param("image", "int8", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_what_rounding_took_is_made_good_served_and_counted(
+    modality: str, form: str, prune: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    source, task = (request.getfixturevalue(f"{modality}_{x}") for x in ("generalist", "task"))
+    changes = {"prune": {"sparsity": 0.5, **prune}, "quantize": {"format": form}}
+    with without_prefect():
+        plain = recipe_of(source, task, **changes)
+        data, pruned = begin(plain).data, climbed(plain)[-1]
+        found = {}
+        for name, extra in (("none", {}), ("eora", {**EORA, "compensation_rank": 6})):
+            recipe = recipe_of(source, task, **merged(changes, {"quantize": extra}))
+            rounded = quantize(recipe, data, pruned)
+            found[name] = rounded, export(recipe, data, rounded)
+        whole = export(plain, data, pruned)
+        far = {
+            name: held_out(plain, data, whole, graph).metrics["kl"]
+            for name, (_, graph) in found.items()
+        }
+    rounded, graph = found["eora"]
+    bundle = load_bundle(rounded.folder)
+    every = prunable_layers(bundle.model, blank(bundle), factors=True)
+    beside = [layer for name, layer in every.items() if is_factor(bundle.model, name)]
+    added = sum(layer.weight.numel() for layer in beside)  # type: ignore[operator]
+    assert rounded.metrics["factors"] == added > 0
+    assert rounded.metrics["layers"] == found["none"][0].metrics["layers"] + len(beside) * (
+        not prune
+    )
+    counted = [
+        census(x.folder / GRAPH, x.json_file("prunable.json")) for x in (graph, found["none"][1])
+    ]
+    assert counted[0]["prunable"] - counted[1]["prunable"] == (0 if prune else added)
+    # zeros of the pruned weights are zeros still
+    before = load_bundle(pruned.folder).model
+    for name in prunable_layers(bundle.model, blank(bundle)):
+        zero = before.get_submodule(name).weight == 0
+        assert not bundle.model.get_submodule(name).weight[zero].any()
+    # at 8 bits the activations' rounding is most of what is left, and factors have their own
+    assert far["eora"] < (far["none"] if form == "int4" else 1.1 * far["none"] + 1e-6)
 
 
 def test_a_rank_that_saves_nothing_is_refused(

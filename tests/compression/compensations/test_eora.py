@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,43 +10,22 @@ from torch import Tensor, nn
 
 from compression.compensate import Factors, compensated, factors_of, store_factors
 from compression.compensations import METHODS
-from compression.hessian import HessianAccumulator, damp
+from compression.hessian import damp
 from compression.layers import matrix_of
 from compression.masks import Unstructured
 from compression.problem import LayerProblem, Solved
 from compression.prune import masks_of, prune_layers
 from compression.pruners.sweep import prune
-from models.low_rank import LowRankConv2d, LowRankLinear, add_low_rank
+from models.low_rank import LowRankConv2d, add_low_rank
+from tests.compression.compensations.problems import (
+    COLUMNS,
+    ROWS,
+    inputs,
+    linear,
+    loss_of,
+    problem_of,
+)
 from tests.compression.shapes import Piece
-
-ROWS, COLUMNS = 8, 6
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def inputs(seed: int = 0, columns: int = COLUMNS) -> Tensor:
-    """Correlated, with a mean that is not zero."""
-    generator = torch.Generator().manual_seed(seed)
-    mixed = torch.randn(columns, columns, generator=generator, dtype=torch.float64)
-    return torch.randn(400, columns, generator=generator, dtype=torch.float64) @ mixed + 0.7
-
-
-def problem_of(layer: nn.Linear | nn.Conv2d, x: Tensor, rel_damp: float = 0.01) -> LayerProblem:
-    seen = HessianAccumulator(layer)
-    seen.add(x)
-    return LayerProblem.of("layer", layer, seen, rel_damp)
-
-
-def linear(bias: bool, rank: int) -> LowRankLinear:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return LowRankLinear(nn.Linear(COLUMNS, ROWS, bias=bias).double(), rank)
 
 
 def half(problem: LayerProblem) -> Solved:
@@ -55,16 +33,6 @@ def half(problem: LayerProblem) -> Solved:
     kept = torch.zeros_like(problem.weight, dtype=torch.bool)
     kept[..., ::2] = True
     return Solved(problem.weight * kept, problem.bias, kept)
-
-
-def loss_of(problem: LayerProblem, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """1/2 tr(dW H dW^T) with the damped H, written out."""
-    damped, _ = damp(problem.hessian, problem.rel_damp)
-    change = weight - problem.weight
-    if problem.bias is not None:
-        assert bias is not None
-        change = torch.cat([change, (bias - problem.bias)[..., None]], dim=-1)
-    return 0.5 * torch.trace(change[0] @ damped[0] @ change[0].mT)
 
 
 @pytest.mark.parametrize("bias", [True, False])

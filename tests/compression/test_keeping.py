@@ -20,6 +20,7 @@ from compression.quantize import quantize_weights
 from compression.recovery import RecoverySettings, recover
 from compression.search import SearchSettings, evolve
 from compression.shrink import remove_structure
+from models.low_rank import add_low_rank
 from tasks.partial import Partial
 from tests.compression.shapes import Block, Branch, Piece, Unit
 from tests.interrupted import limp, same
@@ -181,7 +182,7 @@ def test_search_alone_goes_on_with_its_draws(tmp_path: Path) -> None:
     assert len(set(found[1])) > 3
 
 
-@pytest.mark.parametrize("what", ["removed", "pruned", "quantized"])
+@pytest.mark.parametrize("what", ["removed", "pruned", "quantized", "compensated"])
 def test_walks(what: str, make: Any, tmp_path: Path) -> None:
     def work(keeper: Any) -> Any:
         made = make()
@@ -191,8 +192,11 @@ def test_walks(what: str, make: Any, tmp_path: Path) -> None:
             found: Any = remove_structure(*shown, made.branches, sizes, keeper=keeper)
         elif what == "pruned":
             found = prune_layers(*shown, dict.fromkeys(LAYERS, 40), keeper=keeper)
-        else:
+        elif what == "quantized":
             found = quantize_weights(*shown, LAYERS, keeper=keeper)
+        else:  # factors come back as well, and with them what later layers see
+            add_low_rank(made.model, dict.fromkeys(LAYERS, 2))
+            found = quantize_weights(*shown, LAYERS, compensation="eora", bits=4, keeper=keeper)
         return found, made.state()
 
     found, kills = limp(work, tmp_path)

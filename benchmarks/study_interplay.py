@@ -245,6 +245,7 @@ def picture(found: list[Row], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     cells: dict[tuple[Any, ...], dict[str, Row]] = defaultdict(dict)
     for row in found:
@@ -259,9 +260,16 @@ def picture(found: list[Row], path: Path) -> None:
             panel.scatter(x, y, marker=mark, label=joint.replace("-", " "), alpha=0.7)
             if x:
                 panel.plot([min(x), max(x)], [min(x), max(x)], color="grey", linewidth=0.8)
-        panel.set(xlabel="threshold, nats", title=block)
+        panel.set(
+            xlabel="threshold, nats",
+            title="with training" if block == "tuned" else "without training",
+        )
         if seen:
             panel.set(xscale="log", yscale="log")
+            for axis in (panel.xaxis, panel.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter(NullFormatter())
     panels[0].set_ylabel("joint divergence, nats")
     panels[0].legend(fontsize=8)
     figure.tight_layout()

@@ -1,8 +1,10 @@
 """Prune, distil, quantize: all eight combinations on MiniLM, and what each adds to the others.
 
 A 2^3 design a (task, seed), with the unlabelled pool: prune to 75 % or 90 % at once or not; distil
-STEPS steps from the teacher or not (what is not pruned is distilled as well: all eight cells are
-real); INT8 weights and activations or float32. The marginal value of one is the accuracy with it
+STEPS steps from the teacher or not; INT8 weights and activations or float32. What is pruned keeps
+the best of its averages by held-out divergence. What is not pruned begins as the teacher itself,
+which no step can bring nearer: it keeps the last average, so that its cells tell what training on
+the shots' labels and the teacher's answers does to a dense model. The marginal value of one is the accuracy with it
 minus without it, at each setting of the other two, paired by task and seed.
 
     python benchmarks/study_combining.py plan|pack|run|table ...  (benchmarks/studies/command.py)
@@ -100,7 +102,8 @@ def work(row: Row, recipe: Recipe, jobs: Any) -> None:
             step = (recipe if distilled else bare).at_rung(row["sparsity"])
             model = prune.compute(step, data, teacher, teacher)
         else:
-            model = recovered(recipe, data, teacher, teacher, row["steps"] if distilled else 0)
+            steps = row["steps"] if distilled else 0
+            model = recovered(recipe, data, teacher, teacher, steps, judged=False)
         for rounded in (False, True):
             cell = (pruned, distilled, rounded)
             last = quantize.compute(recipe, data, model) if rounded else model

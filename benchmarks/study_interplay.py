@@ -4,8 +4,10 @@ After Harma et al., "Effective Interplay between Sparsity and Quantization" (ICL
 2405.20935). Every row makes five corners of one (model, task, seed): the teacher, only pruned,
 only quantized, pruned then quantized, quantized then pruned. Without fine-tuning, what is quantized
 first keeps its integers and gets the zeros that the same solver finds on the quantized weights
-(compensation would leave the grid). With fine-tuning, every corner, the dense one too, gets equally
-many distillation steps before its last rounding, so that order is not confounded with training.
+(compensation would leave the grid). With fine-tuning, every corner gets equally many distillation
+steps before its last rounding and keeps its best average by held-out divergence, so that order is
+not confounded with training. The dense corner begins where that divergence is 0 and so stays what
+it was: the tuned threshold is that of a tuned sparse model and the teacher rounded.
 Structured removal leaves half of the heads, neurons or channels everywhere; its weights are rounded
 again after the removal in either order.
 

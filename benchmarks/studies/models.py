@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,13 +45,26 @@ def made(
 
 
 def recovered(
-    recipe: Recipe, data: Artifact, teacher: Artifact, student: Artifact, steps: int
+    recipe: Recipe,
+    data: Artifact,
+    teacher: Artifact,
+    student: Artifact,
+    steps: int,
+    *,
+    judged: bool = True,
 ) -> Artifact:
-    """`steps` of distillation as after a step of shrinking; zeros of the student are held."""
+    """`steps` of distillation as after a step of shrinking; zeros of the student are held.
+
+    Args:
+        judged: the best of the averages is kept, by divergence on held-out examples. Of a student
+            that is the teacher that is always the one before the first step; False keeps the last.
+    """
     if steps == 0:
         return student
     asked = recipe.model_dump(mode="json")
     what = {key: asked[key] for key in ("distill", "augment", "precision")} | {"steps": steps}
+    if not judged:
+        what["judged"] = False
 
     def make(folder: Path) -> dict[str, Any]:
         from compression.ladder import frozen_copy
@@ -75,7 +89,7 @@ def recovered(
             masks_of(model, list(layers)),
             taps=[part.name for part in parts if part.name not in layers],
             draw=mix.draw(distill.batch_size, distill.labelled_share, at),
-            holdout=mix.holdout(distill.batch_size, at),
+            holdout=mix.holdout(distill.batch_size, at) if judged else [],
             settings=recovery_settings(
                 recipe, bundle.modality, at, steps=steps, seed=recipe.task.seed
             ),
@@ -83,7 +97,8 @@ def recovered(
         )
         bundle.model = model.cpu()
         save_bundle(bundle, folder)
-        return dict(metrics)
+        # without held-out examples there is nothing to tell of them
+        return {key: value for key, value in metrics.items() if math.isfinite(value)}
 
     return made("recovered", what, make, data, teacher, student)
 

@@ -79,18 +79,43 @@ def _capture(model: nn.Module, module: nn.Module, batch: Batch) -> _Call:
     return calls[0]
 
 
-def _chained(model: nn.Module, segments: Sequence[SegmentLike], batch: Batch) -> list[bool]:
-    """Whether each segment's first argument is its predecessor's output and the rest unchanged."""
+@dataclass(frozen=True)
+class _Flow:
+    """What one pass showed of each segment.
+
+    Attributes:
+        chained: its first argument is its predecessor's output, untouched, and the rest unchanged.
+        overwrites: it writes into its first argument, so that it cannot be run on it twice.
+    """
+
+    chained: list[bool]
+    overwrites: list[bool]
+
+
+def _flow(model: nn.Module, segments: Sequence[SegmentLike], batch: Batch) -> _Flow:
+    """Run once and look at what segments hand on.
+
+    An activation between two segments that works in place hands on the very tensor that the first
+    one gave, with other values in it: what tells is the tensor's count of writes.
+    """
+    entered: dict[int, int] = {}
     seen: dict[int, tuple[_Call, Any]] = {}
+    left: dict[int, int] = {}
+    overwrites = [False] * len(segments)
     handles = []
     for i, segment in enumerate(segments):
 
-        def hook(
+        def before(_: nn.Module, args: tuple[Any, ...], i: int = i) -> None:
+            entered[i] = _writes(args)
+
+        def after(
             _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, i: int = i
         ) -> None:
-            seen[i] = (_Call(args, kwargs), out)
+            seen[i], left[i] = (_Call(args, kwargs), out), _writes((_first(out),))
+            overwrites[i] = _writes(args) != entered[i]
 
-        handles.append(segment.module.register_forward_hook(hook, with_kwargs=True))
+        handles.append(segment.module.register_forward_pre_hook(before))
+        handles.append(segment.module.register_forward_hook(after, with_kwargs=True))
     try:
         model(*batch)
     finally:
@@ -100,17 +125,31 @@ def _chained(model: nn.Module, segments: Sequence[SegmentLike], batch: Batch) ->
     for i in range(1, len(segments)):
         if i not in seen or i - 1 not in seen:
             raise CompressionError(f"segment {segments[i].name!r} is not reached by the model")
-        (before, out), (after, _) = seen[i - 1], seen[i]
-        rest_before = [*before.args[1:], *before.kwargs.values()]
-        rest_after = [*after.args[1:], *after.kwargs.values()]
+        (call, out), (following, _) = seen[i - 1], seen[i]
+        rest_before = [*call.args[1:], *call.kwargs.values()]
+        rest_after = [*following.args[1:], *following.kwargs.values()]
         chained.append(
-            bool(after.args)
-            and after.args[0] is _first(out)
-            and before.kwargs.keys() == after.kwargs.keys()
+            bool(following.args)
+            and following.args[0] is _first(out)
+            and entered[i] == left[i - 1]
+            and call.kwargs.keys() == following.kwargs.keys()
             and len(rest_before) == len(rest_after)
             and all(a is b for a, b in zip(rest_before, rest_after, strict=True))
         )
-    return chained
+    return _Flow(chained, overwrites)
+
+
+def _writes(args: tuple[Any, ...]) -> int:
+    """How often the first argument has been written to; 0 where it is no tensor."""
+    return args[0]._version if args and isinstance(args[0], Tensor) else 0
+
+
+def _run(segment: SegmentLike, call: _Call, overwrites: bool) -> Any:
+    """A segment on what it was called with, which stays as it is."""
+    args = call.args
+    if overwrites:
+        args = (args[0].clone(), *args[1:])
+    return segment.module(*args, **call.kwargs)
 
 
 @torch.no_grad()
@@ -150,7 +189,8 @@ def walk(
     if first_batch is None:
         raise CompressionError("calibration gives no batch: at least one example is needed")
     # of two examples: every segment's tensors are held at once here, which must not cost memory
-    chained = _chained(model, segments, tuple(part[:2] for part in first_batch))
+    flow = _flow(model, segments, tuple(part[:2] for part in first_batch))
+    chained = flow.chained
     needed = [bool(layers_of(s, wanted)) for s in segments]
     last = max((i for i, n in enumerate(needed) if n), default=-1)
 
@@ -162,14 +202,14 @@ def walk(
             if needed[i] or chained[i + 1 : i + 2] == [True]:
                 calls = [_capture(model, segment.module, batch) for batch in calibration()]
         if needed[i] and i >= begin:
-            _visit_segment(segment, calls, wanted, visit, rows_per_column)
+            _visit_segment(segment, calls, wanted, visit, rows_per_column, flow.overwrites[i])
             if finished is not None:
                 finished(i)
         if progress is not None:
             progress(i + 1, last + 1, segment.name)
         if i < last and chained[i + 1] and calls:
             for call in calls:  # outputs of the compressed segment become the next one's inputs
-                out = _first(segment.module(*call.args, **call.kwargs))
+                out = _first(_run(segment, call, flow.overwrites[i]))
                 call.args = (out, *call.args[1:])
         else:
             calls = []
@@ -188,6 +228,7 @@ def _visit_segment(
     wanted: Collection[str],
     visit: Visit,
     rows_per_column: float | None,
+    overwrites: bool,
 ) -> None:
     layers = layers_of(segment, wanted)
     accumulators = {
@@ -203,7 +244,7 @@ def _visit_segment(
         handles.append(layer.register_forward_pre_hook(hook))
     try:
         for call in calls:
-            segment.module(*call.args, **call.kwargs)
+            _run(segment, call, overwrites)
     finally:
         for handle in handles:
             handle.remove()

@@ -94,6 +94,41 @@ def test_hessians_come_from_the_compressed_prefix(net, batches):
         assert torch.allclose(ours, fresh)
 
 
+class InPlace(nn.Module):
+    """Activations that overwrite: between two segments, and first thing inside one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.act = nn.Linear(5, 8), nn.SiLU(inplace=True)
+        self.one = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        self.two = nn.Sequential(nn.SiLU(inplace=True), nn.Linear(8, 8))
+        self.three = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.three(self.two(self.one(self.act(self.stem(x)))))
+
+
+def test_what_is_overwritten_between_and_inside_segments_is_seen(batches):
+    torch.manual_seed(0)
+    net = InPlace().double().eval()
+    names = ["stem", "one.0", "one.1", "two.1", "three"]
+    found = {}
+
+    def visit(name, layer, accumulator):
+        found[name] = accumulator.hessian
+
+    pieces = [Piece(name, getattr(net, name)) for name in ("stem", "one", "two", "three")]
+    walk(net, pieces, lambda: batches, names, visit)
+    for name in names:
+        layer = net.get_submodule(name)
+        fresh = HessianAccumulator(layer)
+        handle = layer.register_forward_pre_hook(lambda _, args, fresh=fresh: fresh.add(args[0]))
+        for batch in batches:
+            net(*batch)
+        handle.remove()
+        torch.testing.assert_close(found[name], fresh.hessian)
+
+
 def test_a_layer_outside_every_segment_is_named(net, batches):
     with pytest.raises(CompressionError, match="'head' lies in no segment"):
         walk(net, net.pieces(), lambda: batches, ["head"], lambda *a: None)

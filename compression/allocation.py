@@ -116,13 +116,19 @@ def dynamic_programming(
     # the cheapest levels are paid for exactly; what is discretised is what goes beyond them
     floors = [min(levels) for levels in costs]
     room = budget - sum(floors)
-    unit = room / buckets if room > 0 else 1.0
+
+    def buckets_of(cost: float) -> int:
+        """Rounded up; without room, whatever costs anything costs too much."""
+        if room <= 0:
+            return 0 if cost <= 0 else buckets + 1
+        return math.ceil(cost * buckets / room - 1e-9)
+
     best = torch.zeros(buckets + 1, dtype=torch.float64)  # least loss, at most b buckets spent
     choices = []
     for item_losses, item_costs, floor in zip(losses, costs, floors, strict=True):
         options = torch.full((len(item_losses), buckets + 1), torch.inf, dtype=torch.float64)
         for level, (loss, cost) in enumerate(zip(item_losses, item_costs, strict=True)):
-            spent = math.ceil((cost - floor) / unit - 1e-9)
+            spent = buckets_of(cost - floor)
             if spent <= buckets:
                 options[level, spent:] = best[: buckets + 1 - spent] + loss
         best, choice = options.min(dim=0)
@@ -133,7 +139,7 @@ def dynamic_programming(
     ):
         level = int(choice[left])
         picked.append(level)
-        left -= math.ceil((item_costs[level] - floor) / unit - 1e-9)
+        left -= buckets_of(item_costs[level] - floor)
     return picked[::-1]
 
 
@@ -153,6 +159,8 @@ def integer_program(
     """
     for name, budget in budgets.items():
         require_reachable(costs[name], budget, name)
+    if not losses:
+        return []
     lengths = [len(levels) for levels in losses]
     objective = [float(loss) for levels in losses for loss in levels]
     items = [item for item, n in enumerate(lengths) for _ in range(n)]

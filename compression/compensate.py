@@ -116,10 +116,12 @@ def compensated_on_grids(
     assert held is not None
     target, error = _missing(problem, held, rounded)
     down = METHODS.load(method)(problem, error, held.up.shape[-1]).down
-    seen = problem.hessian[..., : error.shape[-1], : error.shape[-1]]
+    # damped first: of inputs that hardly vary nothing but rounding is left about their mean
+    whole, _ = damp(problem.hessian, problem.rel_damp)
+    seen = whole[..., : error.shape[-1], : error.shape[-1]]
     if problem.bias is not None:
-        mean = problem.hessian[..., :-1, -1:]
-        seen = seen - mean @ mean.mT / problem.hessian[..., -1:, -1:]
+        mean = whole[..., :-1, -1:]
+        seen = seen - mean @ mean.mT / whole[..., -1:, -1:]
 
     def rounded_factor(part: str, weight: Tensor, hessian: Tensor) -> Tensor:
         own = f"{name}.{part}"
@@ -127,9 +129,8 @@ def compensated_on_grids(
         return on_grid(own, as_layer(own, layer.get_submodule(part)), of).to(hessian.dtype)
 
     down = rounded_factor("down", down, seen)
-    damped, _ = damp(seen, problem.rel_damp)
-    inner = torch.linalg.pinv(down @ damped @ down.mT, hermitian=True)  # rows of A may be zero
-    up = error @ damped @ down.mT @ inner
+    inner = torch.linalg.pinv(down @ seen @ down.mT, hermitian=True)  # rows of A may be zero
+    up = error @ seen @ down.mT @ inner
     factors = Factors(rounded_factor("up", up, down @ seen @ down.mT), down)
     store_factors(layer, factors)
     return _refitted(problem, target, error, rounded, factors)
@@ -137,9 +138,11 @@ def compensated_on_grids(
 
 def _missing(problem: LayerProblem, held: Factors, solved: Solved) -> tuple[LayerProblem, Tensor]:
     """The layer's problem with its factors' product in its weight; what ``solved`` lacks of it."""
-    dtype = problem.hessian.dtype
+    dtype, columns = problem.hessian.dtype, problem.weight.shape[-1]
     target = replace(problem, weight=problem.weight.to(dtype) + held.product.to(dtype))
-    return target, target.original[..., : problem.weight.shape[-1]] - solved.weight.to(dtype)
+    error = target.original[..., :columns] - solved.weight.to(dtype)
+    dead = problem.hessian.diagonal(dim1=-2, dim2=-1)[:, None, :columns] == 0
+    return target, error.masked_fill(dead, 0.0)  # nothing is lost where nothing comes in
 
 
 def _refitted(

@@ -103,7 +103,9 @@ def _removals(
         V[r, q], V[r, :, q] = 0.0, 0.0
         V[r, q, q] = 1.0  # the row and column are gone; the diagonal only must not divide by 0
         gone[r, q] = True
-        highest[able] = torch.maximum(highest, cost)[able]
+        # a hair above the one before: taken by cost alone, it never goes without that one
+        above = torch.nextafter(highest, torch.full_like(highest, torch.inf))
+        highest[able] = torch.maximum(above, cost)[able]
         costs[r, q] = highest[able]
         if room is not None:
             room[r, q // pattern[1]] -= 1  # type: ignore[index]

@@ -70,8 +70,9 @@ class LayerProblem:
         if self.bias is not None:
             bias = self.bias if solved.bias is None else solved.bias
             whole = torch.cat([whole, bias.to(whole.dtype)[..., None]], dim=-1)
-        damped, _ = damp(self.hessian, self.rel_damp)
-        return float(layer_loss(whole - self.original, damped))
+        damped, dead = damp(self.hessian, self.rel_damp)
+        # damping gives dead inputs a curvature of 1; what stands there multiplies nothing but zeros
+        return float(layer_loss(whole.masked_fill(dead[:, None], 0.0) - self.original, damped))
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,9 @@ def quantize_embeddings(
 
     Returns:
         name -> (integers int8 (V, D), scales float32 (V, D/block)).
+
+    Raises:
+        CompressionError: a table's width is no multiple of the block.
     """
     tables: dict[str, tuple[Tensor, Tensor]] = {}
     for name, module in model.named_modules():
@@ -120,6 +123,11 @@ def quantize_embeddings(
             continue
         width = module.weight.shape[1]
         size = min(block, width) if block else width
+        if width % size:
+            raise CompressionError(
+                f"embedding {name!r}: {bits} bits have a scale for every {size} numbers, and "
+                f"{width} is no multiple of that; set quantize.embeddings: int8"
+            )
         integers, scale = block_grid(module.weight, bits=bits, block=size)
         values = integers.unflatten(1, (-1, size)).float() * scale[..., None]
         module.weight.copy_(values.flatten(1))

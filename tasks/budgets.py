@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from exports.latency_table import LatencyTable
 from models.checkpoint import Bundle
+from models.low_rank import factors_cost
 from models.structure import prunable_layers
 from models.units import Branch
 from models.variants import block_inputs, variant, variant_key
@@ -17,12 +18,11 @@ from tasks import batches
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
 from tasks.errors import RecipeError
+from tasks.precision import BLOCK, Quantize
 from tasks.sizes import Size
 
 Costs = dict[str, list[list[float]]]  # by budget's name, of each level of each branch
 
-# beside a weight of one byte, a row of an INT8 layer stores its bias, scale and zero point
-_ROW_BYTES = 4 + 4 + 1
 _OF_BYTES = 0.95  # the rest is for the graph: names, shapes, zero points
 
 
@@ -32,25 +32,29 @@ def costs_of(
     branches: Sequence[Branch],
     sizes: Mapping[str, Sequence[Size]],
     table: LatencyTable,
-    served: str,
+    quantize: Quantize,
 ) -> Costs:
-    """Milliseconds, bytes and nonzeros of each level of each branch, served as int8 or float32."""
-    inputs = block_inputs(model, example)
-    counted: dict[str, tuple[int, int]] = {}
+    """Milliseconds, bytes and nonzeros of each level of each branch, as they will be served."""
+    inputs, served = block_inputs(model, example), timed_as(quantize)
+    counted: dict[str, tuple[float, float]] = {}
     costs: Costs = {"milliseconds": [], "bytes": [], "nonzero": []}
     for branch in branches:
         shape = tuple(inputs[branch.block].shape[1:])
         keys = [variant_key(branch, size, shape) for size in sizes[branch.name]]
         for key, size in zip(keys, sizes[branch.name], strict=True):
             if key not in counted:
-                counted[key] = _weights(variant(model, branch, size))
-        a_weight, a_row = (1, _ROW_BYTES) if served == "int8" else (4, 4)
+                made = _layers(variant(model, branch, size))
+                stored = sum(_stored(layer, quantize) + 4 * len(layer.weight) for layer in made)
+                counted[key] = float(sum(layer.weight.numel() for layer in made)), stored
         costs["milliseconds"].append([table.branch_ms[key][served] for key in keys])
-        costs["nonzero"].append([float(counted[key][0]) for key in keys])
-        costs["bytes"].append(
-            [float(counted[key][0] * a_weight + counted[key][1] * a_row) for key in keys]
-        )
+        costs["nonzero"].append([counted[key][0] for key in keys])
+        costs["bytes"].append([counted[key][1] for key in keys])
     return costs
+
+
+def timed_as(quantize: Quantize) -> str:
+    """Which of a latency table's columns holds: 4 bits are computed with in float."""
+    return "int8" if quantize.format == "int8" else "float32"
 
 
 def limits_of(recipe: Recipe, generalist_ms: float, dense: Mapping[str, float]) -> dict[str, float]:
@@ -114,16 +118,16 @@ def require_reachable(
 
 
 def dense_costs(
-    model: nn.Module, example: tuple[Tensor, ...], served: str, *, table_bits: int, vocabulary: int
+    model: nn.Module, example: tuple[Tensor, ...], quantize: Quantize, *, vocabulary: int
 ) -> dict[str, float]:
     """Bytes and nonzeros of a dense model as it will be served, but for the graph around it.
 
     Args:
-        table_bits: precision of embedding tables, 4, 8 or 32.
         vocabulary: rows left of the largest table; 0 for all.
     """
-    layers = list(prunable_layers(model, example).values())
-    weights, rows = map(sum, zip(*(_weights(layer) for layer in layers), strict=True))
+    table_bits = {"int4": 4, "int8": 8}.get(quantize.embeddings, 32)
+    layers = [x for layer in prunable_layers(model, example).values() for x in _layers(layer)]
+    weights = sum(layer.weight.numel() for layer in layers)
     rest = float(sum(parameter.numel() for parameter in model.parameters()) - weights)
     tables = [part.weight for part in model.modules() if isinstance(part, nn.Embedding)]
     stored = 0.0
@@ -134,9 +138,9 @@ def dense_costs(
             count = min(count, vocabulary)
         scales = {4: width / 32, 8: 1.0}.get(table_bits, 0.0)  # float32, one a block
         stored += count * (width * table_bits / 8 + 4 * scales)
-    a_weight, a_row = (1, _ROW_BYTES - 4) if served == "int8" else (4, 0)  # biases are in rest
+    stored += sum(_stored(layer, quantize) for layer in layers)
     return {
-        "bytes": weights * a_weight + rows * a_row + stored + 4 * rest,
+        "bytes": stored + 4 * rest,  # biases are in rest
         "nonzero": float(weights),
     }
 
@@ -151,7 +155,28 @@ def vocabulary_left(recipe: Recipe, data: Artifact, bundle: Bundle) -> int:
     return max(table.num_embeddings for table in tables)
 
 
-def _weights(module: nn.Module) -> tuple[int, int]:
-    """(weights, rows) of the Linear and Conv2d layers in a module."""
-    layers = [part for part in module.modules() if isinstance(part, nn.Linear | nn.Conv2d)]
-    return sum(x.weight.numel() for x in layers), sum(x.weight.shape[0] for x in layers)
+def _layers(module: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    return [part for part in module.modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+
+
+def _stored(layer: nn.Linear | nn.Conv2d, quantize: Quantize) -> float:
+    """Bytes of a layer but for its bias: weights, what their grid needs, factors beside it."""
+    rows, columns = len(layer.weight), layer.weight[0].numel()
+    bits = 4 if quantize.mean_bits is None else quantize.mean_bits
+    found = _matrix(layer, rows, columns, bits, quantize)
+    rank = quantize.compensation_rank
+    if quantize.compensation != "none" and factors_cost(layer, rank):
+        found += _matrix(layer, rank, columns, 4, quantize)
+        found += _matrix(layer, rows, rank, 4, quantize)
+    return found
+
+
+def _matrix(layer: nn.Module, rows: int, columns: int, bits: float, quantize: Quantize) -> float:
+    """Bytes of a matrix of a layer's kind."""
+    if quantize.format == "int8":
+        return rows * (columns + 4 + 1)  # a scale and a zero point a row
+    if quantize.format == "int4" and isinstance(layer, nn.Linear):
+        blocks = math.ceil(columns / BLOCK)
+        filled = blocks * BLOCK if columns > 16 else 16  # the smallest block is of 16
+        return rows * (filled * bits / 8 + 4 * blocks)
+    return 4 * rows * columns

@@ -106,21 +106,39 @@ class Recipe(Section):
             )
         rungs = self.distill.rungs
         if rungs is not None and (
-            not rungs or sorted(set(rungs)) != rungs or rungs[0] < 0 or rungs[-1] != self.sparsity
+            not rungs or sorted(set(rungs)) != rungs or rungs[0] <= 0 or rungs[-1] != self.sparsity
         ):
             raise ValueError(
-                f"distill.rungs: {rungs} must rise and end at prune.sparsity ({self.sparsity:g})"
+                f"distill.rungs: {rungs} must rise from above 0 and end at prune.sparsity "
+                f"({self.sparsity:g})"
             )
-        implied = self.prune.sparsity is None and self.prune.pattern == "unstructured"
-        for name, section in (("prune", self.prune), ("quantize", self.quantize)):
-            adds = section.compensation
-            if ratio is not None and adds != "none" and implied and not self.shrinks:
-                raise ValueError(
-                    f"target.nonzero_ratio: {ratio:g} with {name}.compensation {adds}, which adds "
-                    "weights, says no sparsity; give prune.sparsity"
-                )
+        if self.prune.pattern != "unstructured" and self.rungs != (self.pattern_sparsity,):
+            raise ValueError(
+                f"prune.pattern: {self.prune.pattern} is {self.pattern_sparsity:g} zeros in one "
+                f"rung, not {', '.join(f'{rung:g}' for rung in self.rungs) or 0}; leave out "
+                "prune.sparsity and distill.rungs"
+            )
+        self._adds_what_it_may()
         self._has_means()
         return self
+
+    def _adds_what_it_may(self) -> None:
+        """Refuse a ratio of nonzeros that compensation's own weights put out of reach."""
+        ratio = self.target.nonzero_ratio
+        if ratio is None or self.shrinks:
+            return
+        implied = self.prune.sparsity is None and self.prune.pattern == "unstructured"
+        least = ratio * (1 - self.sparsity) > 1 - 1e-9
+        rounds = self.quantize.format != "none"
+        for name, adds in (
+            ("prune", self.prune.compensation if self.rungs else "none"),
+            ("quantize", self.quantize.compensation if rounds else "none"),
+        ):
+            if adds != "none" and (implied or least):
+                raise ValueError(
+                    f"target.nonzero_ratio: {ratio:g} with {name}.compensation {adds}, which adds "
+                    f"weights, needs prune.sparsity above {1 - 1 / ratio:.4g}; give it"
+                )
 
     def _has_means(self) -> None:
         """Refuse budgets that nothing in the recipe could move."""
@@ -164,12 +182,17 @@ class Recipe(Section):
         if self.prune.sparsity is not None:
             return self.prune.sparsity
         if self.prune.pattern != "unstructured":
-            kept, group = map(int, self.prune.pattern.split(":"))
-            return 1 - kept / group
+            return self.pattern_sparsity
         if self.shrinks:
             return 0.0
         ratio = self.target.nonzero_ratio
         return 1 - 1 / ratio if ratio is not None else 0.5
+
+    @property
+    def pattern_sparsity(self) -> float:
+        """The share of zeros that an N:M pattern makes."""
+        kept, group = map(int, self.prune.pattern.split(":"))
+        return 1 - kept / group
 
     @property
     def rungs(self) -> tuple[float, ...]:

@@ -9,6 +9,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from compression import bit_widths, compensations, rounders, smoothing
 from tasks.section import Amount, Count, OneOf, Section
 
+BLOCK = 32  # columns that share a scale where weights have 4 bits
+
 
 class KeepFloat(Section):
     """Which layers stay float in an INT8 graph: found on the shots, none where the graph holds."""
@@ -60,14 +62,17 @@ class Quantize(Section):
         "layer of low rank, rounded as well, which costs weights and time.",
     )
     compensation_rank: Count = Field(
-        16, ge=1, description="Rank of that layer; where it would not save a weight there is none."
+        16,
+        ge=1,
+        description="Rank of that layer; where it would not save a weight there is none. With "
+        "int4 a rank takes the bytes of the next multiple of 16.",
     )
     mean_bits: float | None = Field(
         None,
         ge=2,
         le=8,
         description="Most bits a weight in the mean over the layers, with format int4, where a "
-        "layer takes 2, 4 or 8; left out: 4.",
+        "layer takes 2, 4 or 8; what quantize.compensation adds is not counted; left out: 4.",
     )
     bits: Annotated[str, OneOf(bit_widths.METHODS)] = Field(
         "uniform",

@@ -11,10 +11,11 @@ from tasks.config import Recipe
 from tasks.errors import RecipeError
 from tasks.layout import GRIDS
 from tasks.partial import Partial
+from tasks.precision import BLOCK
 from tasks.progress import Callback
 from tasks.stage import stage
 
-_BLOCK = {4: 32, 8: 0}  # numbers of a row that share a scale; 0: the whole row
+_BLOCK = {4: BLOCK, 8: 0}  # numbers of a row that share a scale; 0: the whole row
 
 
 @stage(

@@ -76,6 +76,7 @@ def shrink(
         dense_costs,
         limits_of,
         require_reachable,
+        timed_as,
         vocabulary_left,
     )
     from tasks.recovery import recovery_settings
@@ -88,25 +89,23 @@ def shrink(
     whole = {branch.name: branch for branch in full}
     levels = {branch.name: choices(branch, whole[branch.name], recipe) for branch in now}
     table = LatencyTable.from_dict(profile.json_file("table.json"))
-    served = "int8" if recipe.quantize.format == "int8" else "float32"
     timed = timed_example(bundle, recipe, profile.metrics.get("tokens"))
-    costs = costs_of(bundle.model, timed, now, levels, table, served)
+    costs = costs_of(bundle.model, timed, now, levels, table, recipe.quantize)
     as_is = {b.name: [tuple(unit.groups for unit in b.units)] for b in full}
-    whole_costs = costs_of(dense_bundle.model, timed, full, as_is, table, served)
+    whole_costs = costs_of(dense_bundle.model, timed, full, as_is, table, recipe.quantize)
     in_branches = {name: sum(c[0] for c in found) for name, found in whole_costs.items()}
     dense = {
-        "milliseconds": table.base_ms[served] + in_branches["milliseconds"],
+        "milliseconds": table.base_ms[timed_as(recipe.quantize)] + in_branches["milliseconds"],
         **dense_costs(
             dense_bundle.model,
             blank,
-            served,
-            table_bits={"int4": 4, "int8": 8}.get(recipe.quantize.embeddings, 32),
+            recipe.quantize,
             vocabulary=vocabulary_left(recipe, data, bundle),
         ),
     }
     gone = [branch for branch in full if branch.name not in levels]
     nothing = {branch.name: [(0,) * len(branch.units)] for branch in gone}
-    left = costs_of(dense_bundle.model, timed, gone, nothing, table, served)
+    left = costs_of(dense_bundle.model, timed, gone, nothing, table, recipe.quantize)
     fixed = {
         name: dense[name] - in_branches[name] + sum(c[0] for c in left[name]) for name in dense
     }

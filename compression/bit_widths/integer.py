@@ -18,7 +18,8 @@ def assign(request: WidthRequest) -> dict[str, int]:
     bits = [[size * width for width in request.widths] for size in request.sizes.values()]
     budget = request.mean_bits * sum(request.sizes.values())
     picked = integer_program(costs, {"bits": bits}, {"bits": budget})
-    left = budget - sum(row[at] for row, at in zip(bits, picked, strict=True))
+    # the solver may spend a hair more than the budget
+    left = max(0.0, budget - sum(row[at] for row, at in zip(bits, picked, strict=True)))
     for item, (row, cost) in enumerate(zip(bits, costs, strict=True)):
         now = picked[item]
         # more bits at no more cost: what is left of the budget may as well be spent

@@ -41,6 +41,15 @@ def test_both_solvers_find_the_brute_force_optimum_of_three_layers(seed):
     assert total(losses, by_ip) == pytest.approx(best, rel=2e-4)
 
 
+def test_a_budget_that_the_cheapest_use_up_buys_nothing_more():
+    losses, costs = [[0.0, 1.0], [0.0, 0.5, 1.0]], [[5.0, 1.0], [3.0, 2.0, 2.0]]
+    assert dynamic_programming(losses, costs, 3.0) == [1, 1]
+    assert dynamic_programming([[0.0, 1.0]], [[5.0, 1.0]], 1.0) == [1]
+    assert (
+        dynamic_programming([], [], 1.0) == integer_program([], {"time": []}, {"time": 1.0}) == []
+    )
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_two_budgets_at_once_match_brute_force(seed):
     chance = random.Random(100 + seed)

@@ -250,6 +250,12 @@ def test_embedding_blocks():
     assert error < 0.12
 
 
+def test_an_embedding_that_blocks_do_not_divide_is_named():
+    words = nn.ModuleDict({"words": nn.Embedding(10, 40)})
+    with pytest.raises(CompressionError, match=r"'words': 4 bits .* 40 is no multiple .* int8"):
+        quantize_embeddings(words, bits=4, block=32)
+
+
 def test_losses_at_their_fixed_points(generator):
     logits = torch.randn(6, 4, generator=generator)
     assert float(temperature_kl(logits, logits + 1.0, 2.0)) == pytest.approx(0.0, abs=1e-6)

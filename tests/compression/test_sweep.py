@@ -197,6 +197,43 @@ def test_exact_obs_first_step_is_brute_force(generator):
     assert int((~kept).nonzero()[0, 1]) == losses.index(min(losses))
 
 
+def _by_heap(weight: torch.Tensor, damped: torch.Tensor, zeros: int) -> torch.Tensor:
+    """Algorithm 2 of OBC word by word: the row whose next removal is cheapest loses it."""
+
+    def step(row: int) -> tuple[float, int]:
+        inverse = torch.linalg.inv(damped[live[row]][:, live[row]])
+        score = weights[row][live[row]].square() / inverse.diagonal()
+        at = int(score.argmin())
+        return float(score[at]), at
+
+    rows, columns = weight.shape
+    live = [list(range(columns)) for _ in range(rows)]
+    weights = [row.clone() for row in weight]
+    kept = torch.ones(rows, columns, dtype=torch.bool)
+    heap = [(*step(row), row) for row in range(rows)]
+    for _ in range(zeros):
+        _, at, row = heap.pop(heap.index(min(heap)))
+        gone = live[row][at]
+        inverse = torch.linalg.inv(damped[live[row]][:, live[row]])
+        pull = weights[row][gone] / inverse[at, at]
+        weights[row][live[row]] -= pull * inverse[:, at]
+        kept[row, gone] = False
+        live[row].remove(gone)
+        if live[row]:
+            heap.append((*step(row), row))
+    return kept
+
+
+def test_exact_obs_takes_what_a_heap_of_rows_takes(generator):
+    for _ in range(12):
+        x = torch.randn(24, 8, generator=generator, dtype=torch.float64)
+        weight = torch.randn(3, 8, generator=generator, dtype=torch.float64)
+        damped = x.T @ x / 24 + 0.01 * torch.eye(8, dtype=torch.float64)
+        for zeros in range(1, 24):
+            _, kept, _ = exact_obs(weight, damped, zeros)
+            assert torch.equal(kept, _by_heap(weight, damped, zeros))
+
+
 def test_exact_obs_beats_the_sweep_on_a_small_layer(generator):
     weight, hessian = problem(generator)
     factor = factor_of(hessian)

@@ -99,6 +99,25 @@ def test_a_fault_is_one_line_with_field_value_and_remedy(
             ("target.speedup: 2", "quantize.format none", "shrink.kinds"),
         ),
         ({"verify": {"tokens": 200}}, ("verify.tokens: 200", "generalist.max_length (128)")),
+        ({"distill": {"rungs": [0, 0.5]}}, ("distill.rungs: [0.0, 0.5]", "above 0")),
+        ({"prune": {"pattern": "2:4", "sparsity": 0.9}}, ("prune.pattern: 2:4", "0.5", "0.9")),
+        ({"prune": {"pattern": "2:4", "sparsity": 0}}, ("prune.pattern: 2:4", "not 0;")),
+        (
+            {"prune": {"pattern": "2:4"}, "distill": {"rungs": [0.25, 0.5]}},
+            ("prune.pattern: 2:4", "0.25, 0.5"),
+        ),
+        (
+            {"target": {"nonzero_ratio": 4}, "prune": {"compensation": "eora"}},
+            ("target.nonzero_ratio: 4", "prune.compensation eora", "above 0.75"),
+        ),
+        (
+            {
+                "target": {"nonzero_ratio": 4},
+                "prune": {"sparsity": 0.75},
+                "quantize": {"compensation": "eora"},
+            },
+            ("target.nonzero_ratio: 4", "quantize.compensation eora", "above 0.75"),
+        ),
     ],
 )
 def test_values_that_contradict_each_other(changes: dict[str, Any], words: tuple[str, ...]) -> None:
@@ -106,6 +125,19 @@ def test_values_that_contradict_each_other(changes: dict[str, Any], words: tuple
         parse_recipe(SMALLEST | changes)
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prune": {"pattern": "2:4", "sparsity": 0.5}},
+        {"target": {"nonzero_ratio": 4}, "prune": {"sparsity": 0.8, "compensation": "eora"}},
+        # nothing is rounded, so nothing is put beside it
+        {"target": {"nonzero_ratio": 4}, "quantize": {"format": "none", "compensation": "eora"}},
+    ],
+)
+def test_values_that_agree(changes: dict[str, Any]) -> None:
+    assert parse_recipe(SMALLEST | changes).rungs
 
 
 @pytest.mark.parametrize(

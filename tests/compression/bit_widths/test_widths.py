@@ -139,6 +139,19 @@ def test_the_integer_program_finds_the_brute_force_optimum(tmp_path: Path) -> No
     assert all(cost == sorted(cost) for cost in costs), "fewer bits cost no less"
 
 
+def test_a_budget_that_is_a_hair_below_what_it_buys_is_no_error() -> None:
+    """2.05 bits of 120 weights are 246 less a float's rounding; the solver takes 246."""
+
+    class Asked:
+        sizes, widths, mean_bits = {"a": 1, "b": 119}, WIDTHS, 2.05
+
+        def degradations(self) -> list[list[float]]:
+            return [[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]]
+
+    found = METHODS.load("integer")(Asked())
+    assert found == {"a": 8, "b": 2}
+
+
 def test_every_layer_is_rounded_to_its_own_width(tmp_path: Path) -> None:
     request = made(tmp_path, 4.0)
     widths = {"0": 8, "2": 2, "4": 4}

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from compression.compensate import compensated, compensated_on_grids, factors_of
 from compression.grids import row_grid
 from compression.layers import Layer, matrix_of
-from compression.problem import LayerProblem
+from compression.problem import LayerProblem, Solved
 from compression.quantize import quantize_weights
 from compression.rounders.gptq import round_weights
-from models.low_rank import add_low_rank
+from models.low_rank import LowRankLinear, add_low_rank
 from tests.compression.compensations.problems import inputs, linear, loss_of, problem_of
 from tests.compression.shapes import Piece
 
@@ -84,6 +84,40 @@ def test_no_other_b_and_bias_do_better_beside_a_rounded_a(bias: bool) -> None:
     slopes = torch.autograd.grad(value, free)
     scale = float(problem.hessian.diagonal(dim1=-2, dim2=-1).mean())
     assert all(float(slope.abs().max()) < 1e-5 * scale for slope in slopes)
+
+
+@pytest.mark.parametrize("move", [1e-4, 0.0])
+def test_inputs_that_hardly_vary_are_no_error(move: float) -> None:
+    """About their mean nothing is left but rounding; only the damping says what matters."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        layer = LowRankLinear(nn.Linear(24, 16), 4)
+        x = torch.randn(1, 24) + move * torch.randn(300, 24)
+    problem = problem_of(layer, x)
+    given = rounded(problem, 3)
+    found, loss = compensated_on_grids("x", layer, problem, given, "eora", partial(on_grid, bits=4))
+    assert loss <= problem.loss(given) * (1 + 1e-6)
+    assert found.bias is not None and found.bias.isfinite().all()
+
+
+@pytest.mark.parametrize("dead", [0, 2])
+def test_dead_inputs_take_nothing_of_the_rank(dead: int) -> None:
+    """Round to nearest leaves weights that multiply nothing; they are no error."""
+    layer = linear(False, 2)
+    x = inputs()
+    x[:, :dead] = 0.0
+    problem = problem_of(layer, x)
+    grid = row_grid(problem.weight, bits=3)
+    given = Solved(grid.nearest(problem.weight), None, problem.weight != 0)
+    error = (given.weight - problem.weight)[0]
+    live = float(((x @ error.mT) ** 2).mean() * error.shape[0])
+    # but for the damping, 1/2 tr(dW H dW^T) is the mean squared error of the outputs
+    assert problem.loss(given) == pytest.approx(live, rel=0.05)
+    compensated_on_grids("x", layer, problem, given, "eora", partial(on_grid, bits=8))
+    factors = factors_of(layer)
+    assert factors is not None
+    left = error + factors.product[0]
+    assert float(((x @ left.mT) ** 2).sum()) < 0.5 * float(((x @ error.mT) ** 2).sum())
 
 
 def network() -> tuple[nn.Sequential, list[tuple[Tensor]]]:

@@ -11,7 +11,8 @@ Every seed draws its shots, its pool and its held-out examples anew from the tra
 set is not read), adapts a teacher to the shots, and prunes a copy of it once a method, by the sweep
 and without recovery. Shots and pool calibrate; the KL divergence to the teacher, in nats, and the
 accuracy are those of the held-out examples. Intervals are 95 % percentiles of a bootstrap over the
-held-out examples within seeds, paired with the even allocation. Needs neither Prefect nor MLflow.
+held-out examples within seeds, paired with the even allocation; beside each stands Student's t over
+the seeds, by which another draw of the shots is to be judged. Needs neither Prefect nor MLflow.
 """
 
 from __future__ import annotations
@@ -273,7 +274,9 @@ def pruned(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The table: means over seeds (their sd), and the differences to uniform with intervals."""
+    """The table: means over seeds (their sd), and the differences to uniform with two intervals."""
+    from benchmarks.studies.tables import interval
+
     random = np.random.default_rng(0)
     lines = []
     for key in sorted({(row["generalist"], row["sparsity"]) for row in rows}):
@@ -284,9 +287,10 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"\n{key[0]}, {key[1]:.0%} zeros, seeds {sorted(even)}, "
             f"{len(next(iter(even.values()))['kl'])} held-out examples a seed, "
             f"teacher {teacher:.3f}\n",
-            "| allocation | KL (sd) | less KL than uniform | accuracy (sd) | more accuracy "
+            "| allocation | KL (sd) | less KL than uniform, over examples | over seeds "
+            "| accuracy (sd) | more accuracy, over examples | over seeds "
             "| zeros | seconds | seeds |",
-            "|---|---|---|---|---|---|---|---|",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for method in dict.fromkeys(row["method"] for row in here):
             found = {row["seed"]: row for row in here if row["method"] == method}
@@ -303,7 +307,15 @@ def table(rows: list[dict[str, Any]]) -> str:
                 low, high = np.percentile(drawn, [2.5, 97.5])
                 mean = np.mean([np.mean(gain) for gain in gains])
                 cells += [f"{np.mean(values):.3f} ({spread:.3f})"]
-                cells += ["" if method == "uniform" else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"]
+                over = interval([float(np.mean(gain)) for gain in gains])
+                cells += (
+                    ["", ""]
+                    if method == "uniform"
+                    else [
+                        f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]",
+                        f"[{over.low:+.3f}, {over.high:+.3f}]",
+                    ]
+                )
             zeros = np.mean([row["zeros"] for row in found.values()])
             seconds = np.mean([row["seconds"] for row in found.values()])
             cells += [f"{zeros:.4f}", f"{seconds:.0f}", ", ".join(map(str, seeds))]

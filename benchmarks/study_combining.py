@@ -4,8 +4,8 @@ A 2^3 design a (task, seed), with the unlabelled pool: prune to 75 % or 90 % at 
 STEPS steps from the teacher or not; INT8 weights and activations or float32. What is pruned keeps
 the best of its averages by held-out divergence. What is not pruned begins as the teacher itself,
 which no step can bring nearer: it keeps the last average, so that its cells tell what training on
-the shots' labels and the teacher's answers does to a dense model. The marginal value of one is the accuracy with it
-minus without it, at each setting of the other two, paired by task and seed.
+the shots' labels and the teacher's answers does to a dense model. The marginal value of one is the
+accuracy with it minus without it, at each setting of the other two, paired by task and seed.
 
     python benchmarks/study_combining.py plan|pack|run|table ...  (benchmarks/studies/command.py)
 

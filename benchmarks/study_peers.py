@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.studies.command import Study, main
+from benchmarks.studies.command import Study, main, one_line
 from benchmarks.studies.graph_times import time_graphs
 from benchmarks.studies.grid import (
     DEIT,
@@ -311,6 +311,7 @@ if __name__ == "__main__":
         parser.add_argument("--rows", type=Path, required=True, help="what `run` wrote")
         parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")
         parser.add_argument("--repeats", type=int, default=100)
-        time_graphs(parser.parse_args(), TIMED)
+        with one_line(STUDY.name):
+            time_graphs(parser.parse_args(), TIMED)
     else:
         main(STUDY)

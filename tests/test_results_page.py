@@ -15,8 +15,8 @@ from benchmarks import (
     study_methods,
     study_taco,
 )
-from benchmarks.studies import scoring, tables
-from benchmarks.studies.taco_tables import LADDER, where
+from benchmarks.studies import command, provenance, scoring, tables
+from benchmarks.studies.taco_tables import LADDER, teacher_table, where, within_table
 from benchmarks.study_taco import row_of
 
 MODELS = {"a": ("x", "y"), "b": ("x", "y")}
@@ -44,6 +44,8 @@ def result(block: str, model: str, task: str, seed: int, **values: Any) -> dict[
         "accuracy": 0.8,
         "drop": 0.01,
         "nonzero_ratio": 10.0,
+        "teacher": 0.81,
+        "bytes": 10_000_000,
         "device": "none",
         "commit": "c",
         "machine": {"processor": "p", "cores": 1, "torch": "t", "onnxruntime": "o"},
@@ -84,16 +86,51 @@ def test_nothing_is_advised_without_rows_or_from_failures() -> None:
     assert results_page.advice({"taco": calibrated(0.05)[:4]}) == [], "two pairs are too few"
 
 
-def test_a_budget_is_advised_only_where_its_whole_interval_holds() -> None:
-    def frontier(drops: list[float]) -> list[dict[str, Any]]:
-        return [
-            result("frontier-pool", "a", "x", seed, drop=drop, pool=True, schedule="ladder")
-            for seed, drop in enumerate(drops)
-        ]
+def frontier(*drops: tuple[float, ...], model: str = "a") -> list[dict[str, Any]]:
+    """Drops of the ladder with the pool, a tuple of seeds a task."""
+    return [
+        result(
+            "frontier-pool", model, f"t{task}", seed, drop=drop, pool=True, schedule="ladder",
+            teacher=0.7 + 0.1 * seed,
+        )
+        for task, seeds in enumerate(drops)
+        for seed, drop in enumerate(seeds)
+    ]  # fmt: skip
 
-    (said,) = results_page.advice({"taco": frontier([0.004, 0.006, 0.005])})
-    assert "may lose 90%" in said
-    assert results_page.advice({"taco": frontier([0.0, 0.04, 0.01])}) == []
+
+def test_a_budget_is_advised_only_where_both_its_intervals_hold() -> None:
+    alike = (0.004, 0.006, 0.005)
+    (said,) = results_page.advice({"taco": frontier(alike, alike)})
+    assert "may lose 90% of its prunable weights and stay" in said and "6 runs; over tasks" in said
+    assert results_page.advice({"taco": frontier((0.0, 0.04, 0.01), (0.0, 0.04, 0.01))}) == []
+    assert results_page.advice({"taco": frontier(alike)}) == [], "one task tells of no other"
+    # its runs lie together, its tasks do not
+    assert results_page.advice({"taco": frontier((0.0,) * 9, (0.012,) * 9)}) == []
+    (said,) = results_page.advice({"taco": frontier(alike, alike, model=study_interplay.MINILM)})
+    assert "its embeddings left as they are" in said
+
+
+@pytest.mark.parametrize(
+    ("drops", "word"),
+    [
+        (((0.004, 0.006), (0.005, 0.005)), "within 2"),
+        (((0.0,) * 9, (0.012,) * 9), "mean within 2"),
+        (((0.01, 0.01),), "mean within 2"),
+        (((0.03, 0.03), (0.03, 0.03)), "beyond 2"),
+    ],
+)
+def test_within_two_points_is_said_of_both_intervals(
+    drops: tuple[tuple[float, ...], ...], word: str
+) -> None:
+    line = within_table(frontier(*drops, model=study_interplay.DEIT)).splitlines()[-1]
+    cell = line.split(" | ")[-2]
+    assert cell.endswith(f"one task {word}" if len(drops) == 1 else f"] (2) {word}")
+
+
+def test_teachers_are_told_with_their_range() -> None:
+    rows = [{**row, "task": "sst2"} for row in frontier((0.0, 0.0), model=study_interplay.MINILM)]
+    told = teacher_table(rows).splitlines()[-1]
+    assert told == "| all-MiniLM-L6-v2 | sst2 | 16 | 0.750 (0.700 to 0.800; 2) |"
 
 
 def test_tables_show_rows_and_failures() -> None:
@@ -210,6 +247,37 @@ def test_the_interplay_is_told_over_seeds_and_over_models() -> None:
     assert whole.split(" | ")[1] == "all" and whole.count("(2)") == 3
 
 
+def joined(
+    block: str, kind: str, gain: float, above: float, models: tuple[str, ...] = ("a", "b")
+) -> list[dict[str, Any]]:
+    """Five corners of two seeds a model: pruning first is `gain` better, `above` the threshold."""
+    return [
+        result(
+            block, model, "x", seed, kind=kind, form="int8", corner=corner,
+            accuracy=0.8 + (gain + 0.001 * seed) * (corner == "pruned-first"),
+            kl=(above + 0.0001 * seed) * (corner == "pruned-first"),
+        )
+        for model in models
+        for seed in range(2)
+        for corner in study_interplay.CORNERS
+    ]  # fmt: skip
+
+
+def test_order_and_harm_are_told_of_one_setting_at_a_time() -> None:
+    late = "zeros that come after rounding, with nothing solved again,"
+    rows = [*joined("untuned", "75%", 0.05, 0.01), *joined("tuned", "half", -0.05, -0.01)]
+    tuned, untuned, harm = results_page.advice({"interplay": rows})
+    assert tuned.startswith("At equal fine-tuning, quantize first, then prune (half the structure")
+    assert f"{late} cost accuracy" in untuned and "order" not in untuned
+    assert "(75% zeros, int8)" in untuned and "`interplay/untuned/*/75%-int8/*`" in untuned
+    assert harm.startswith("75% zeros and int8 harm each other") and "nats" in harm
+    # one model's seeds are alike, whatever their own interval says
+    assert results_page.advice({"interplay": joined("untuned", "75%", 0.05, 0.01, ("a",))}) == []
+    apart = [*joined("tuned", "90%", 0.2, 0.1, ("a",)), *joined("tuned", "90%", 0.01, 0.01, ("b",))]
+    (undecided,) = results_page.advice({"interplay": apart})
+    assert "not told apart (90% zeros, int8)" in undecided
+
+
 @pytest.mark.parametrize(
     ("gain", "said"),
     [(0.05, "norms beats full"), (-0.05, "full beats norms"), (0.0, "not told apart")],
@@ -225,5 +293,49 @@ def test_a_method_is_compared_with_the_default_of_its_block(gain: float, said: s
         for name, more in (("full", 0.0), ("norms", gain + 0.001 * (model == "a")))
     ]  # fmt: skip
     (sentence,) = results_page.advice({"methods": rows})
-    assert said in sentence and "(90%)" in sentence
+    assert said in sentence and "(90%)" in sentence and "MB" not in sentence
     assert study_methods.against(rows[1::2], {("a", 0): rows[0]}).keys() == {("a", 0)}
+
+
+def test_accuracies_at_unequal_sizes_are_told_with_them() -> None:
+    rows = [
+        result(
+            "peers", model, "x", seed, method=method, accuracy=0.7 + 0.001 * seed, bytes=size
+        )
+        for model in ("a", "b")
+        for seed in range(2)
+        for method, size in (("ours-int8", 14_200_000), ("onnxruntime-static", 12_900_000))
+    ]  # fmt: skip
+    (sentence,) = results_page.advice({"peers": rows})
+    assert "], 2, at 14.2 against 12.9 MB (`peers/*/ours-int8`" in sentence
+    alike = [{**row, "bytes": 13_000_000} for row in rows]
+    assert "MB" not in results_page.advice({"peers": alike})[0]
+
+
+def test_a_row_holds_the_commit_that_ran_it_and_the_one_that_planned_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"id": "taco/x", "ids": ["taco/x"], "seed": 0}
+    plan = {"commit": "then", "command": "benchmarks/study_taco.py", "rows": [row]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    ran: list[dict[str, Any]] = []
+    monkeypatch.setattr(command, "run_pool", lambda rows, *_, **__: ran.extend(rows))
+    monkeypatch.setattr(command, "commit", lambda: "now")
+    monkeypatch.setenv("WINNOW_HOME", "")  # `run` sets it
+    words = ["--home", str(tmp_path), "--generalists", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["x", "run", *words, "--out", str(tmp_path / "out.jsonl")])
+    command.main(study_taco.STUDY)
+    assert (ran[0]["facts"]["commit"], ran[0]["facts"]["planned"]) == ("now", "then")
+    copy = {"commit": provenance.UNKNOWN, "planned": "then"}
+    assert provenance.commit_of(copy) == "unknown (planned at then)"
+    assert provenance.commit_of({"commit": "now", "planned": "then"}) == "now"
+
+
+def test_results_that_are_not_there_end_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["x", "table", "nowhere.jsonl"])
+    with pytest.raises(SystemExit) as ended:
+        command.main(study_taco.STUDY)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "taco: no file of results at nowhere.jsonl\n"

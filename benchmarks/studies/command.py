@@ -12,8 +12,9 @@ A study is a module with a list of rows, `benchmarks/study_*.py`. Each is the sa
 megabytes); recipes that this version refuses, such as those that name a method it has not, are
 told and left out. `pack` puts both and the generalists into files of at most 50 MB, for a machine
 that takes no more at once; `cat FOLDER/*/study.tar.* | tar x -C DIR` undoes it. `run` needs
-neither Prefect nor MLflow, appends each result as it comes, goes on where it was, and shares
-teachers and rungs between rows through HOME. A row that fails becomes a result that says so.
+neither Prefect nor MLflow, appends each result as it comes with the commit of the code that runs
+(`planned` holds the plan's), goes on where it was, and shares teachers and rungs between rows
+through HOME. A row that fails becomes a result that says so.
 Kernels of several processes on one GPU run side by side only under NVIDIA's MPS
 (`nvidia-cuda-mps-control -d` before it): these models fill none by themselves.
 """
@@ -23,8 +24,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,7 +36,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.pool import run_pool
 from benchmarks.studies.grid import SEEDS, Row, filled
 from benchmarks.studies.planning import pack, plan
-from benchmarks.studies.tables import check, read
+from benchmarks.studies.provenance import commit, device, machine
+from benchmarks.studies.tables import NoRows, check, read
 
 if TYPE_CHECKING:
     from tasks.config import Recipe
@@ -52,35 +56,11 @@ class Study:
     picture: Callable[[list[Row], Path], None] | None = None
 
 
-def _device() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown"
-
-
-def _machine() -> dict[str, Any]:
-    from importlib.metadata import version
-
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "processor": _processor(),
-        "torch": version("torch"),
-        "onnxruntime": version("onnxruntime"),
-    }
-
-
 def _work(row: Row, jobs: Any, *, work: Any, home: Path, generalists: Path) -> None:
     from tasks.config import Recipe
 
     facts = row.pop("facts")
-    row = {**row, "device": _device(), **facts}
+    row = {**row, "device": device(), **facts}
     try:
         work(row, Recipe.model_validate(filled(row, home, generalists)), jobs)
     except Exception as problem:  # told among the results: a failure is a finding
@@ -97,7 +77,12 @@ def run(study: Study, args: argparse.Namespace) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     found = json.loads((args.home / "plan.json").read_text())
     done = {row["id"] for row in read([args.out], failures=False)} if args.out.exists() else set()
-    facts = {"study": study.name, "commit": found["commit"], "machine": _machine()}
+    facts = {
+        "study": study.name,
+        "commit": commit(),  # of the code that runs, which may not be the one that planned
+        "planned": found["commit"],
+        "machine": machine(),
+    }
     rows = []
     for row in found["rows"]:
         if set(row["ids"]) <= done or not all(word in row["id"] for word in args.only):
@@ -154,7 +139,18 @@ def main(study: Study) -> None:
     four.add_argument("files", type=Path, nargs=2, metavar=("OLD", "NEW"))
     four.set_defaults(call=check)
     args = parser.parse_args()
-    args.call(args)
+    with one_line(study.name):
+        args.call(args)
+
+
+@contextmanager
+def one_line(name: str) -> Iterator[None]:
+    """A file of results that is not there ends the command with one line and exit code 2."""
+    try:
+        yield
+    except NoRows as problem:
+        print(f"{name}: {problem}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _show(study: Study, args: argparse.Namespace) -> None:

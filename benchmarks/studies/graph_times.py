@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from benchmarks.studies.grid import TASKS, Row
+from benchmarks.studies.provenance import commit, machine, processor
 from benchmarks.studies.tables import read
 
 
@@ -23,6 +24,8 @@ def time_graphs(args: argparse.Namespace, methods: Collection[str]) -> None:
     from tasks.home import store
 
     found = [row for row in read([args.rows], failures=False) if row.get("graph")]
+    # of the timing: the graphs may have been made elsewhere and before
+    where = {"device": processor(), "machine": machine(), "commit": commit()}
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in found:
         if row["seed"] == 0 and row["task"] == TASKS[row["model"]][0] and row["method"] in methods:
@@ -48,24 +51,13 @@ def time_graphs(args: argparse.Namespace, methods: Collection[str]) -> None:
         with args.out.open("a") as out:
             for row in members:
                 ratio, low, high = times.ratio("teacher", row["method"])
-                told = {
-                    key: row[key]
-                    for key in (
-                        "model",
-                        "task",
-                        "seed",
-                        "method",
-                        "device",
-                        "machine",
-                        "commit",
-                        "study",
-                        "steps",
-                    )
-                }
+                names = ("study", "model", "task", "seed", "method", "steps")
+                told = {key: row[key] for key in names}
                 line = {
                     "id": f"peers-time/{model}/{row['method']}",
                     "block": "time",
                     **told,
+                    **where,
                     "speed": ratio,
                     "speed_low": low,
                     "speed_high": high,

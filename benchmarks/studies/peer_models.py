@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.studies.grid import MINILM, Row
 from benchmarks.studies.models import made, narrowed
-from benchmarks.studies.planning import ROOT, folder_of
+from benchmarks.studies.planning import folder_of
+from benchmarks.studies.provenance import ROOT
 
 if TYPE_CHECKING:
     from tasks.artifacts import Artifact

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterable
@@ -12,9 +11,7 @@ from pathlib import Path
 
 from benchmarks.speed_times import MINILM
 from benchmarks.studies.grid import FOLDERS, GENERIC, Row, at_path, merged
-
-ROOT = Path(__file__).resolve().parents[2]
-
+from benchmarks.studies.provenance import commit
 
 _OTHERS = 3000  # rows of further classes that a plan takes along for generic calibration
 
@@ -92,17 +89,6 @@ def plan(
         print(f"{count:4d} rows  {block}")
     for line in left_out:
         print(f"left out, this version does not take it: {line}")
-
-
-def commit() -> str:
-    """The commit of the working tree, with a + where files differ from it."""
-
-    def git(*words: str) -> str:
-        found = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
-        return found.stdout.strip() if found.returncode == 0 else ""
-
-    short = git("rev-parse", "--short=9", "HEAD")
-    return (short + ("+" if git("status", "--porcelain") else "")) if short else "unknown"
 
 
 def pack(args: argparse.Namespace) -> None:

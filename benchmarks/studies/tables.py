@@ -10,12 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.studies.grid import Row
+from benchmarks.studies.provenance import commit_of
+
+
+class NoRows(Exception):
+    """A file of results that is not there."""
 
 
 def read(files: Iterable[Path], *, failures: bool = True) -> list[Row]:
-    """Results by their last line of each name; a failure that was mended is gone."""
+    """Results by their last line of each name; a failure that was mended is gone.
+
+    Raises:
+        NoRows: a file is not there.
+    """
     found: dict[str, Row] = {}
     for path in files:
+        if not path.is_file():
+            raise NoRows(f"no file of results at {path}")
         for line in path.read_text().splitlines():
             row = json.loads(line)
             if "failed" not in row or row["id"] not in found:
@@ -114,7 +125,7 @@ def told_of(rows: Sequence[Row]) -> str:
             for row in rows
         }
     )
-    commits = ", ".join(sorted({row["commit"] for row in rows}))
+    commits = ", ".join(sorted({commit_of(row) for row in rows}))
     seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in fine}))
     said = f"{len(fine)} results, seeds {seeds or 'none'}, commit {commits}. Machines: "
     said += "; ".join(machines) + "."

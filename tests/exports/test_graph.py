@@ -62,8 +62,6 @@ def test_export_leaves_the_model_as_it_was(tmp_path) -> None:
     export_onnx(model, (torch.zeros(1, 3, 32, 32),), tmp_path / "m.onnx", input_names=["x"])
     assert model.training and model.blocks[0].attn.fused_attn
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    operators = {node.op_type for node in load_model(tmp_path / "m.onnx").graph.node}
-    assert "Shape" not in operators or len(operators) < 20
 
 
 def test_an_untraceable_model_is_one_line(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,14 @@ from safetensors.torch import save_file  # noqa: E402
 from benchmarks.tiny_encoder import SPECIALS, save_tokenizer  # noqa: E402
 from models.checkpoint import Bundle  # noqa: E402
 
-ASSETS = Path(__file__).resolve().parents[2].parent / "shared" / "assets"
+
+def _assets() -> Path | None:
+    """Real models and data: the folder that WINNOW_ASSETS names, or the one beside the checkout."""
+    beside = Path(__file__).resolve().parents[3] / "shared" / "assets"
+    named = os.environ.get("WINNOW_ASSETS")
+    folder = Path(named) if named else beside
+    return folder if folder.is_dir() else None
+
 
 WORDS = ("my", "card", "was", "swallowed", "where", "is", "parcel", "refund", "late", "lost")
 
@@ -54,9 +62,10 @@ FAMILIES: dict[str, Callable[[], transformers.PretrainedConfig]] = {
 @pytest.fixture
 def assets() -> Path:
     """The folder of real models and data; tests that need it are skipped without it."""
-    if not ASSETS.is_dir():
-        pytest.skip(f"needs the development assets in {ASSETS}")
-    return ASSETS
+    folder = _assets()
+    if folder is None:
+        pytest.skip("needs real models and data in a folder that WINNOW_ASSETS names")
+    return folder
 
 
 def save_words(folder: Path) -> None:

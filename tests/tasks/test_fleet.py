@@ -218,7 +218,8 @@ def test_lines_carry_the_members_name(capsys: pytest.CaptureFixture[str]) -> Non
     follow = Followed("billing")
     with follow.stage("teach"):
         pass
-    assert all(line.startswith("billing | ") for line in capsys.readouterr().err.splitlines())
+    lines = capsys.readouterr().err.splitlines()
+    assert lines and all(line.startswith("billing | ") for line in lines)
     assert set(follow.spent) == {"teach"}
 
 

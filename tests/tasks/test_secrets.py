@@ -44,7 +44,7 @@ def test_a_secret_is_hidden_and_what_surrounds_it_stays(text: str, shown: str) -
         "https://joe@host/x",
         "task.classes: 'forgot password' has no example",
         "hf:sentence-transformers/all-MiniLM-L6-v2",
-        "timm:local-dir:../shared/resnet50",
+        "timm:local-dir:../models/resnet50",
     ],
 )
 def test_plain_text_stays_as_it_is(text: str) -> None:

@@ -141,12 +141,33 @@ def _token_weights(batch: Batch) -> Tensor | None:
 @torch.no_grad()
 def divergence(student: nn.Module, teacher: nn.Module, batches: Sequence[Batch]) -> float:
     """Mean KL(teacher || student) over batches at temperature 1, in nats."""
+    return _divergence_from(_answers(teacher, batches), student, batches)
+
+
+@torch.no_grad()
+def _answers(teacher: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
+    """The teacher's logits of every batch: it is asked once, however often students are judged."""
+    return [teacher(*batch) for batch in batches]
+
+
+@torch.no_grad()
+def _divergence_from(
+    target: Sequence[Tensor], student: nn.Module, batches: Sequence[Batch]
+) -> float:
     total, count = 0.0, 0
-    for batch in batches:
+    for batch, theirs in zip(batches, target, strict=True):
         n = len(batch[0])
-        total += float(temperature_kl(student(*batch), teacher(*batch), 1.0)) * n
+        total += float(temperature_kl(student(*batch), theirs, 1.0)) * n
         count += n
     return total / max(count, 1)
+
+
+def _channels_last(batch: Batch) -> Batch:
+    """Images as N, H, W, C in memory; anything else as it is."""
+    return tuple(
+        part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part
+        for part in batch
+    )
 
 
 def recover(
@@ -186,11 +207,19 @@ def recover(
         trained.merge()
         still = divergence(student, teacher, holdout) if holdout else math.nan
         return {"kl_before": still, "kl_after": still}
+    if device.type == "cuda":  # what its convolutions compute on: no copy around each of them
+        for model in (student, teacher):
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        holdout = [_channels_last(batch) for batch in holdout]
     generator = torch.Generator().manual_seed(s.seed)
     optimiser = torch.optim.AdamW(
         parameters, lr=s.lr, weight_decay=s.weight_decay, fused=device.type == "cuda"
     )
     warm = max(1, round(s.warmup * s.steps))
+
+    def shown() -> tuple[Batch, Tensor]:
+        batch, labels = draw(generator)
+        return (_channels_last(batch) if device.type == "cuda" else batch), labels
 
     def rate(step: int) -> float:
         if step < warm:
@@ -202,14 +231,17 @@ def recover(
     loop = Training(student, average, optimiser, schedule, generator)
     size = loop.size
     kept_state = None if keeper is None else keeper.load()
-    before = divergence(student, teacher, holdout) if holdout and kept_state is None else math.nan
+    target_held = _answers(teacher, holdout)
+    before = math.nan
+    if holdout and kept_state is None:
+        before = _divergence_from(target_held, student, holdout)
     best, best_step = before, 0
     best_state = _state(student) if holdout else None
     match = bool(s.square_head and taps)
     tapped = _Tapped(student, taps if match else ()), _Tapped(teacher, taps if match else ())
     loss_value = math.nan
     try:
-        batch, labels = draw(generator)
+        batch, labels = shown()
         ours, theirs = _prepared(_Matched(tapped[0], len(batch)), tapped[1], batch, s, match)
         begin = 0
         if kept_state is not None:
@@ -220,7 +252,7 @@ def recover(
                 best_state |= kept_state["best_state"]
         for step in range(begin, s.steps):
             if step:
-                batch, labels = draw(generator)
+                batch, labels = shown()
             with torch.autocast(device.type, torch.bfloat16, enabled=s.autocast_bf16):
                 target, *features = theirs(*batch)
                 logits, unlike = ours(*batch, *features)
@@ -237,7 +269,7 @@ def recover(
             average.update()
             last = step + 1 == s.steps
             if holdout and ((step + 1) % s.check_every == 0 or last):
-                kl = divergence(average.module, teacher, holdout)
+                kl = _divergence_from(target_held, average.module, holdout)
                 if not math.isfinite(best) or kl < best:
                     best, best_step, best_state = kl, step + 1, _state(average.module)
             if progress is not None:

@@ -281,6 +281,8 @@ def picture(found: list[Row], path: Path) -> None:
                     marker="o",
                 )
         panel.set_xticks(range(len(LADDER)), [f"{x:.0%}" for x in LADDER])
+        low, high = panel.get_ylim()
+        panel.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
         panel.axhline(2, color="grey", linewidth=0.8, linestyle=":")
         panel.set_title(model, fontsize=9)
         panel.set_xlabel("zeros")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from exports.onnxfile import array, attribute, consumers, initializers, producers
+from exports.shapes import Shape, keeps_rows, known_shapes
 
 _HEADS_OUT = [0, 2, 1, 3]  # (B, T, H, E) -> (B, H, T, E), and back
 _KEYS_OUT = [0, 2, 3, 1]  # (B, T, H, E) -> (B, H, E, T)
@@ -39,9 +42,16 @@ class Attention:
     inner: frozenset[str]
 
 
-def find_attention(model: onnx.ModelProto) -> list[Attention]:
-    """Return the attentions whose inner tensors nothing else reads, in graph order."""
-    finder = _Finder(model)
+def find_attention(
+    model: onnx.ModelProto, shapes: Mapping[str, Shape] | None = None
+) -> list[Attention]:
+    """Return the attentions whose inner tensors nothing else reads, in graph order.
+
+    Args:
+        model: the graph.
+        shapes: its `known_shapes`, where the caller has them already.
+    """
+    finder = _Finder(model, known_shapes(model) if shapes is None else shapes)
     found = (finder.around(node) for node in model.graph.node if node.op_type == "Softmax")
     return [attention for attention in found if attention is not None]
 
@@ -49,7 +59,11 @@ def find_attention(model: onnx.ModelProto) -> list[Attention]:
 class _Finder:
     """Looks outwards from a Softmax; a form that it does not know is left alone."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> None:
+        self.known = shapes
+        # a part of a network that is timed by itself: its input tells no size (`microbench`)
+        given = [shapes.get(value.name, ()) for value in model.graph.input]
+        self.is_part = any(shape and not any(shape) for shape in given)
         self.stored = initializers(model)
         self.made_by, self.readers = producers(model), consumers(model)
         self.outputs = {value.name for value in model.graph.output}
@@ -75,6 +89,8 @@ class _Finder:
         if ends is None or not self._is_private(inner - {out}, out):
             return None
         sources, heads, width = ends
+        if not self._merges(out, sources[0], heads * width):
+            return None
         factor = scale * query_scale * key_scale
         return Attention(sources, heads, width, factor, mask, out, frozenset(inner))
 
@@ -143,17 +159,17 @@ class _Finder:
             split = self.made_by.get(node.input[0])
             if split is None or attribute(node, "perm") != final:
                 return None
-            shape = self._shape(split) if split.op_type == "Reshape" else None
-            if shape is None or len(shape) != 4 or shape[3] < 1:
+            shape = self._split(split)
+            if shape is None or len(shape) != 2:
                 return None
             sources.append(split.input[0])
             shapes.append(shape)
             seen |= {node.output[0], split.output[0]}
-        heads = max(shape[2] for shape in shapes)
-        if len({shape[3] for shape in shapes}) != 1:
+        if len(set(shapes)) != 1:  # such as several queries that share one key
             return None
         inner |= seen
-        return tuple(sources), heads, shapes[0][3]
+        heads, width = shapes[0]
+        return tuple(sources), heads, width
 
     def _packed(
         self, query: onnx.NodeProto, key: onnx.NodeProto, value: onnx.NodeProto, inner: set[str]
@@ -172,16 +188,41 @@ class _Finder:
             if turned is None or attribute(turned, "perm") != _THREE_OUT:
                 return None
             split = self.made_by.get(turned.input[0])
-            shape = self._shape(split) if split is not None else None
-            if split is None or shape is None or len(shape) != 5 or min(shape[2:]) < 1:
+            shape = self._split(split) if split is not None else None
+            if split is None or shape is None or len(shape) != 3:
                 return None
             sources.append(split.input[0])
-            shapes.append(tuple(shape[2:]))
+            shapes.append(shape)
             seen |= {turned.output[0], split.output[0]}
         if len(set(sources)) != 1 or len(set(shapes)) != 1 or shapes[0][0] != 3:
             return None
         inner |= seen
         return (sources[0],), shapes[0][1], shapes[0][2]
+
+    def _split(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
+        """Return what a Reshape cuts the last of three axes into; None where it mixes others."""
+        before = self.known.get(node.input[0], ())
+        target = self._shape(node)
+        if target is None or not self._keeps_rows(before, node.output[0], target):
+            return None
+        sizes = [size if size > 0 else 0 for size in target[2:]]
+        if sizes.count(0) == 1 and isinstance(before[2], int):  # left to the runtime to divide
+            sizes[sizes.index(0)] = before[2] // max(1, math.prod(size for size in sizes if size))
+        return tuple(sizes) if min(sizes) > 0 else None
+
+    def _merges(self, out: str, source: str, width: int) -> bool:
+        """Whether the merged heads have the batch and the tokens of the queries' source."""
+        target, before = self._shape(self.made_by[out]), self.known.get(source, ())
+        # heads * width numbers a token, also where the source holds keys and values as well
+        return target is not None and self._keeps_rows((*before[:2], width), out, target)
+
+    def _keeps_rows(self, before: Shape, name: str, target: list[int]) -> bool:
+        """Whether a Reshape to `name` leaves batch and tokens as they are; in a part, may do so."""
+        after = self.known.get(name, ())
+        if self.is_part:  # timed on made-up ranges, never served
+            pairs = zip(before, (*after, *before[len(after) :]), strict=False)
+            before = tuple(size if isinstance(size, int) else then for size, then in pairs)
+        return keeps_rows(before, after, target)
 
     def _taken(self, node: onnx.NodeProto, seen: set[str]) -> tuple[str, int] | None:
         """Return (tensor, index) of an element of the first axis."""

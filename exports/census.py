@@ -34,7 +34,9 @@ def census(
     """Count what an ONNX file stores.
 
     Parameters are weights, biases and embeddings, floats and integers alike; scales, zero points,
-    shapes and single numbers are not. An integer counts as zero when it stands for zero.
+    shapes, running statistics and single numbers are not. An integer counts as zero when it stands
+    for zero. A file does not tell learnt numbers from others: what the tracer computed once and
+    stored (the masks of Swin's shifted windows, a table of sines) counts as well.
 
     Args:
         path: an FP32 or a quantized file.
@@ -84,6 +86,7 @@ def _weight_like(model: onnx.ModelProto) -> list[str]:
                 or (node.op_type == "MatMulNBits" and index == 2)
                 or INTEGER_PRODUCTS.get(node.op_type) == index
                 or (node.op_type == "GatherBlockQuantized" and index > 1)
+                or (node.op_type == "BatchNormalization" and index > 2)  # running statistics
                 for node, index in roles
             ]
             learnt = not all(scales) if roles else True

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
+
+from exports.preprocess import as_rgb
 
 GRID = 64  # px of the shorter side that noise has its grain and JPEG its blocks on
 LARGEST = (
@@ -97,15 +99,14 @@ def corruptions(modality: str) -> tuple[Corruption, ...]:
 
 
 def upright(raw: bytes) -> Image.Image:
-    """Return the picture in encoded bytes as RGB, upright, its shorter side at most `LARGEST`."""
+    """Return the picture in encoded bytes as RGB, upright, its shorter side at most `LARGEST`.
+
+    Raises:
+        InputError: see `exports.preprocess.as_rgb`.
+    """
     image: Image.Image = Image.open(io.BytesIO(raw))
     image.draft("RGB", (LARGEST, LARGEST))  # a JPEG is read at a half, a quarter or an eighth
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # 16-bit greyscale would be cut off, not scaled
-        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return _shrunk(image.convert("RGB"), LARGEST)
+    return _shrunk(as_rgb(image, "the image"), LARGEST)
 
 
 def blur(image: Image.Image, share: float) -> np.ndarray:

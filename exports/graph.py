@@ -6,10 +6,13 @@ import contextlib
 import copy
 import io
 import logging
+import re
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +20,7 @@ import torch
 from torch import nn
 
 from exports.onnxfile import (
+    LARGEST_BYTES,
     GraphError,
     array,
     drop_unused,
@@ -54,10 +58,12 @@ def export_onnx(
         opset: ONNX operator set of the file.
 
     Raises:
-        GraphError: the names do not fit the example, or the model cannot be traced.
+        GraphError: the names do not fit the example, or the model is too large for one file or
+            cannot be traced.
     """
     if len(input_names) != len(example):
         raise GraphError(f"input_names: {len(input_names)} names for {len(example)} inputs")
+    _require_room(model)
     frozen = copy.deepcopy(model).to("cpu", torch.float32).eval()
     _use_plain_attention(frozen)
     batch = tuple(_trace_input(tensor) for tensor in example)
@@ -75,8 +81,8 @@ def export_onnx(
                 verbose=False,
             )
         except Exception as problem:  # torch.onnx raises many types; all mean the same here
-            reason = str(problem).strip().splitlines() or [type(problem).__name__]
-            raise GraphError(f"the model could not be traced to ONNX: {reason[0]}") from problem
+            reason = _cause(problem)
+            raise GraphError(f"the model could not be traced to ONNX: {reason}") from problem
     if program is None:  # only None where the caller asked for a file, which we did not
         raise GraphError("torch.onnx.export returned no program")
     graph_model = program.model_proto
@@ -85,6 +91,19 @@ def export_onnx(
         _name_axes(value, tensor.dtype.is_floating_point)
     _name_axes(graph_model.graph.output[0], True)
     save_model(graph_model, path)
+
+
+def _require_room(model: nn.Module) -> None:
+    """Refuse a model whose weights, in float32, no ONNX file holds: before minutes of tracing."""
+    size = sum(
+        value.numel() * (4 if value.is_floating_point() else value.element_size())
+        for value in (*model.parameters(), *model.buffers())
+    )
+    if size > LARGEST_BYTES:
+        raise GraphError(
+            f"the model has {size / 1e9:.2f} GB of weights in float32, one ONNX file holds "
+            f"{LARGEST_BYTES / 1e9:.0f} GB; choose a smaller generalist"
+        )
 
 
 def _trace_input(tensor: torch.Tensor) -> torch.Tensor:
@@ -117,15 +136,48 @@ def _use_plain_attention(model: nn.Module) -> None:
             module.fused_attn = False  # type: ignore[assignment]
 
 
+def _cause(problem: BaseException) -> str:
+    """Return kind and first line of what was raised first: the exporter wraps it in advice."""
+    seen = [problem]
+    while (inner := _inner(seen[-1])) is not None and inner not in seen:
+        seen.append(inner)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(seen[-1])).strip()
+    return ": ".join([type(seen[-1]).__name__, *text.splitlines()[:1]])
+
+
+def _inner(problem: BaseException) -> BaseException | None:
+    hidden = problem.__suppress_context__
+    return problem.__cause__ or (None if hidden else problem.__context__)
+
+
+class _Hushed:
+    """A stream that drops what this thread writes; another one's progress bar goes on."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        """Write, or only seem to."""
+        return len(text) if self._thread == threading.get_ident() else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's chatter (prints, warnings, log lines) off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    """Keep the exporter's chatter (prints, dumps, warnings, log lines) off the terminal."""
+    every = dict(logging.root.manager.loggerDict)
+    names = ("torch", "onnxscript", "onnx_ir")
+    # torch gives many of its loggers a level of their own, which the parent's does not overrule
+    own = [name for name in every if name.startswith("torch.") and logging.getLogger(name).level]
+    loggers = [logging.getLogger(name) for name in (*names, *own)]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    hushed = contextlib.redirect_stderr(_Hushed(sys.stderr))
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), hushed:
         warnings.simplefilter("ignore")
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
@@ -181,7 +233,8 @@ def match_layers(path: Path, weights: dict[str, np.ndarray]) -> dict[str, str]:
         The initializer that holds each layer's weight.
 
     Raises:
-        GraphError: a weight is not in the file.
+        GraphError: a weight is not in the file: of another model, or folded by the tracer, as are
+            layers that run on a constant and weights that are computed from others.
     """
     return match_arrays(load_model(path), weights)
 
@@ -207,7 +260,9 @@ def match_arrays(model: onnx.ModelProto, weights: dict[str, np.ndarray]) -> dict
         if not same:
             raise GraphError(
                 f"layer {layer!r}: no weight of shape {tuple(weight.shape)} in the ONNX file holds "
-                "its numbers; export the very model that the weights come from"
+                "its numbers. The tracer folds a layer whose input does not depend on the batch "
+                "and one that computes its weight (weight standardisation); leave such layers "
+                "out, and export the very model that the weights come from"
             )
         # Layers with equal numbers may share one stored tensor or have one each.
         unused = [name for name in same if name not in found.values()]

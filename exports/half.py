@@ -2,8 +2,9 @@
 
 Inputs and outputs keep their types, so a caller cannot tell the files apart. Sums over many
 numbers and functions that overflow early (normalisation, softmax, means, powers) stay float32
-between two casts; so does whatever half numbers cannot hold, by its constants or, where a feed is
-given, by the activations that it makes.
+between two casts; so does what is rounded to whole numbers (positions in a table), and whatever
+half numbers cannot hold, by its constants or, where a feed is given, by the activations that it
+makes.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ FLOAT_OPERATORS = (
     *("LogSoftmax", "ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare", "GlobalAveragePool"),
     *("Pow", "Exp", "Log", "Sqrt", "Reciprocal", "CumSum"),
     *("Resize", "ConstantOfShape", "Range", "EyeLike"),  # their types are arguments
+)
+_ROUNDERS = ("Floor", "Ceil", "Round")
+_INTEGERS = (
+    *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64),
+    *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
 )
 _LARGEST = float(np.finfo(np.float16).max)  # 65504
 _SMALLEST = 2.0**-24  # above zero
@@ -163,6 +169,7 @@ class _Converter:
         self.types = _types(model)
         self.stored = initializers(model)
         self.float_operators, self.delicate = float_operators, set(too_large)
+        self.whole = _behind_integers(model, self.types)
         self.outputs = {value.name for value in model.graph.output}
         # (tensor, type) -> its name in the written graph
         self.named: dict[tuple[str, int], str] = {
@@ -222,7 +229,7 @@ class _Converter:
         """Whether a node computes in float32."""
         if node.op_type in self.float_operators or node.domain not in ("", "ai.onnx"):
             return True
-        if self.delicate & {*node.input, *node.output}:
+        if self.delicate & {*node.input, *node.output} or self.whole.intersection(node.output):
             return True
         constants = [name for name in node.input if name in self.stored and self._is_float(name)]
         if any(_vanishes(array(self.stored[name])) for name in constants):
@@ -251,6 +258,26 @@ class _Converter:
         made = name if kind == TensorProto.FLOAT and name in self.outputs else made
         self.named[name, kind] = made
         yield helper.make_node("Cast", [source], [made], f"{made}/cast", to=kind)
+
+
+def _behind_integers(model: onnx.ModelProto, types: Mapping[str, int]) -> set[str]:
+    """Return the outputs of nodes whose float numbers are made into whole ones, these nodes too.
+
+    A position in a table (a bucket of relative positions) is often computed by a logarithm; a half
+    number on the other side of a step is another row of the table. The walk goes back to where the
+    numbers come from whole ones or into the graph.
+    """
+    found: set[str] = set()
+    wanted: set[str] = set()  # float tensors that are made whole further down
+    for node in reversed(model.graph.node):  # topological: readers come first here
+        to = next((item.i for item in node.attribute if item.name == "to"), 0)
+        rounds = node.op_type in _ROUNDERS or (node.op_type == "Cast" and to in _INTEGERS)
+        if rounds or wanted.intersection(node.output):
+            floats = [name for name in node.input if types.get(name) == TensorProto.FLOAT]
+            wanted.update(floats)
+            if floats or any(types.get(name) == TensorProto.FLOAT for name in node.output):
+                found.update(node.output)
+    return found
 
 
 def _constants_to_initializers(model: onnx.ModelProto) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from exports.runtime import host_profile
 
 __all__ = ["LatencyError", "TimesStore"]
 
-_SCHEMA = 2  # raised whenever times are taken another way: older ones are measured anew
+_SCHEMA = 3  # raised whenever times are taken another way: older ones are measured anew
 # what a time depends on; a change of any of them is another host
 _TIMED_BY = ("cpu", "machine", "flags", "cores", "usable_cores", "onnxruntime")
 
@@ -39,7 +42,7 @@ def _writers() -> dict[str, str]:
 
 
 class TimesStore:
-    """Times of this host, and which inputs stand between convolutions, kept in a JSON file."""
+    """Times of this host, and which parts stand between convolutions, kept in a JSON file."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -66,16 +69,39 @@ class TimesStore:
         """Merge this host's times into the file in one step."""
         if self.path is None:
             return
-        hosts = self._read()  # another process may have added to it
-        entry = hosts.get(self.digest, {})
-        hosts[self.digest] = {
-            "host": self.host,
-            "ms": {**entry.get("ms", {}), **self.times},
-            "seconds": {**entry.get("seconds", {}), **self.seconds},
-            "chained": {**entry.get("chained", {}), **self.chained},
-        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            hosts = self._read()  # another process may have added to it
+            entry = hosts.get(self.digest, {})
+            hosts[self.digest] = {
+                "host": self.host,
+                "ms": {**entry.get("ms", {}), **self.times},
+                "seconds": {**entry.get("seconds", {}), **self.seconds},
+                "chained": {**entry.get("chained", {}), **self.chained},
+            }
+            self._replace({"schema": _SCHEMA, "hosts": hosts})
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold off others that merge into the file, also of other users; a crash lets go."""
+        assert self.path is not None
+        beside = self.path.with_name(f".{self.path.name}.lock")
+        handle = os.open(beside, os.O_RDONLY | os.O_CREAT, 0o644)
+        try:
+            with suppress(OSError):  # a file system without locks: as good as can be had there
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def _replace(self, data: dict[str, Any]) -> None:
+        """Write the file in one step, readable by every user of the cache's folder."""
+        assert self.path is not None
         handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump({"schema": _SCHEMA, "hosts": hosts}, stream, indent=1, sort_keys=True)
-        os.replace(name, self.path)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                json.dump(data, stream, indent=1, sort_keys=True)
+            os.chmod(name, 0o644)
+            os.replace(name, self.path)
+        finally:
+            Path(name).unlink(missing_ok=True)

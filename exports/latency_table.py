@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -205,8 +205,9 @@ def measure_variants(
 
     Args:
         variants: by key, a module and its input, (N, ...) float; it returns one tensor of N rows.
-            Modules with one shape of input (without N) are taken to stand in one chain. Only
-            what the cache lacks is asked for, each key once, so that a mapping may make it then.
+            Modules of one call with one shape of input (without N) are taken to stand in one
+            chain. Only what the cache lacks is asked for, each key once, so that a mapping may
+            make it then.
         formats: 'float32', 'int8' or both.
         threads: threads inside one operator.
         batch: rows a timed call; the inputs are repeated or cut to it.
@@ -220,8 +221,9 @@ def measure_variants(
         progress: called with (done, total, note).
 
     Returns:
-        By key and format, the median time in milliseconds less that of a graph that only copies
-        its input. Parts between convolutions include those, equally at all sizes.
+        By key and format, the time in milliseconds (lower quartile of the rounds, see
+        `time_benches`) less that of a graph that only copies its input. Parts between convolutions
+        include those, equally at all sizes.
 
     Raises:
         LatencyError: an unknown format, `lower` without a route of its own, or a broken cache.
@@ -242,6 +244,10 @@ def measure_variants(
         if any(f"{key} | {suffix[fmt]}" not in store.times for fmt in formats)
     ]
     lower = lower or microbench.lower_static(activation, residual)
+    given = set(variants)
+    # of this call's parts alone: another network's of the same shape need not be convolutions
+    known = (name.partition(" | ") for name, is_so in store.chained.items() if is_so)
+    chained = {shape for shape, _, key in known if key in given}
     done = len(variants) - len(missing)
     if spared is not None:
         found = [key for key in variants if key not in set(missing)]
@@ -252,7 +258,12 @@ def measure_variants(
             progress(done, len(variants), f"timing {len(chunk)} parts")
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            benches = _prepare(chunk, Path(folder), store, batch, formats, lower)
+            files = export_parts(chunk, Path(folder))
+            for key, (_, example) in chunk.items():
+                if microbench.in_conv_chain(files[key]):
+                    store.chained[f"{_shape(example)} | {key}"] = True
+                    chained.add(_shape(example))
+            benches = _prepare(chunk, files, chained, batch, formats, lower)
             times = microbench.time_benches(benches, threads=threads, repeats=repeats)
         each = (time.perf_counter() - started) / (len(chunk) * len(formats))
         for key, (_, example) in chunk.items():
@@ -297,26 +308,31 @@ def _chunks(parts: Mapping[str, Part], keys: Iterable[str]) -> Iterator[dict[str
 
 def _prepare(
     chunk: Mapping[str, Part],
-    folder: Path,
-    store: TimesStore,
+    files: Mapping[str, Path],
+    chained: Collection[str],
     batch: int,
     formats: Sequence[str],
     lower: Lower,
 ) -> dict[str, Bench]:
-    """Write every file that a chunk's timing opens; by 'format key' and 'bare shape'."""
-    files = export_parts(chunk, folder)
-    for key, (_, example) in chunk.items():
-        # A branch that is gone shows no convolution: its neighbours of equal input tell for it.
-        if not store.chained.get(_shape(example)):
-            store.chained[_shape(example)] = microbench.in_conv_chain(files[key])
+    """Write every file that a chunk's timing opens; by 'format key' and 'bare shape'.
+
+    Args:
+        chunk: the parts.
+        files: their FP32 files, as `export_parts` wrote them.
+        chained: shapes of input whose parts stand between convolutions. A branch that is gone shows
+            none itself: its neighbours of equal input tell for it.
+        batch: rows a timed call.
+        formats: to write.
+        lower: writes the INT8 form.
+    """
     benches: dict[str, Bench] = {}
     for key, (_, example) in chunk.items():
-        path = files[key]
+        path, shape = files[key], _shape(example)
         rows = rows_of(example, batch).numpy()
-        bench = microbench.prepared(path, rows, chained=store.chained[_shape(example)])
-        if f"bare {_shape(example)}" not in benches:
-            empty = folder / f"bare{len(benches)}.onnx"
-            benches[f"bare {_shape(example)}"] = microbench.bare(bench, empty)
+        bench = microbench.prepared(path, rows, chained=shape in chained)
+        if f"bare {shape}" not in benches:
+            empty = path.parent / f"bare{len(benches)}.onnx"
+            benches[f"bare {shape}"] = microbench.bare(bench, empty)
         if FLOAT in formats:
             benches[f"{FLOAT} {key}"] = bench
         if INTEGER in formats:

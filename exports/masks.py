@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from exports.onnxfile import (
@@ -23,6 +24,7 @@ from exports.runtime import SessionError, session
 
 _MASK = "attention_mask"
 _SHAPES = ((1, 4), (2, 7), (3, 5))  # rows, tokens to compare the two masks on
+_LONG = 1024  # tokens: a window that is wider than the texts above shows here only
 _AXES, _LEAST, _NONE = "key_mask_axes", "key_mask_least", "key_mask_none"
 
 
@@ -76,7 +78,7 @@ def _feeds_softmax(node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]
 
 
 def _is_padding_mask(model: onnx.ModelProto, name: str, made_by: dict[str, onnx.NodeProto]) -> bool:
-    """Run the tensor's own part of the graph on random masks and compare."""
+    """Run the tensor's own part of the graph on random masks, short and long, and compare."""
     wanted, nodes = {name}, []
     for node in reversed(model.graph.node):
         if wanted.intersection(node.output):
@@ -101,15 +103,32 @@ def _is_padding_mask(model: onnx.ModelProto, name: str, made_by: dict[str, onnx.
         runner = session(part.SerializeToString())
     except SessionError:
         return False
-    generator = np.random.default_rng(0)
-    for rows, tokens in _SHAPES:
-        mask = generator.integers(0, 2, (rows, tokens)).astype(np.int64)
-        mask[:, 0] = 1  # a text has at least one token
-        expected = np.where(mask[:, None, None, :] != 0, 0, np.finfo(np.float32).min)
-        got = runner.run(None, {_MASK: mask})[0]
-        full = np.broadcast_to(expected, (rows, 1, tokens, tokens))
-        if got.dtype != np.float32 or got.ndim != 4 or got.shape[1] != 1:
-            return False
-        if not np.array_equal(np.broadcast_to(got, full.shape), full):
-            return False
-    return True
+    if not all(_pads(runner, rows, tokens) for rows, tokens in _SHAPES):
+        return False
+    verdict = _pads(runner, 1, _LONG)
+    # a table of positions may end earlier: then at the last length that it has
+    runs, fails = max(tokens for _, tokens in _SHAPES), _LONG
+    while verdict is None and fails - runs > 1:
+        middle = (runs + fails) // 2
+        runs, fails = (runs, middle) if _pads(runner, 1, middle) is None else (middle, fails)
+    return bool(_pads(runner, 1, runs) if verdict is None else verdict)
+
+
+def _pads(runner: ort.InferenceSession, rows: int, tokens: int) -> bool | None:
+    """Whether a mask of (rows, tokens) masks padding and no more; None where it does not run."""
+    mask = np.random.default_rng(tokens).integers(0, 2, (rows, tokens)).astype(np.int64)
+    mask[:, 0] = 1  # a text has at least one token
+    options = ort.RunOptions()
+    options.log_severity_level = 4  # a length that does not run is an answer here
+    name = runner.get_outputs()[0].name
+    try:
+        got = runner.run([name], {_MASK: mask}, options)[0]
+    except Exception:  # pybind raises one type per status code
+        return None
+    if got.dtype != np.float32 or got.ndim != 4 or got.shape[1] != 1:
+        return False
+    full = (rows, 1, tokens, tokens)
+    if any(size not in (1, whole) for size, whole in zip(got.shape, full, strict=True)):
+        return False
+    expected = np.where(mask[:, None, None, :] != 0, 0, np.finfo(np.float32).min)
+    return np.array_equal(np.broadcast_to(got, full), np.broadcast_to(expected, full))

@@ -269,7 +269,7 @@ def time_benches(
 
     The lower quartile of the rounds: it is within a per cent of the median where the host is
     quiet, and stays there where other processes take the processor now and then (two of them on
-    two cores doubled a median of 20 ms and moved the lower quintile by 0.3).
+    two cores doubled a median of 20 ms and moved the lower quartile by 0.3).
 
     Args:
         benches: files and feeds by name; all sessions are open at once.

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf.message import EncodeError
 from onnx import numpy_helper
 
+LARGEST_BYTES = 2**31 - 1  # of one file: what protobuf can encode
 LINEAR_OPS = ("MatMul", "Gemm")
 WEIGHTED_OPS = ("Conv", *LINEAR_OPS)
 # products that read stored integers (in, out) as input 1: where their scales (out,) are
@@ -168,7 +170,11 @@ def load_model(path: Path) -> onnx.ModelProto:
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Check a graph and write it in one step: a reader sees the whole file or none."""
+    """Check a graph and write it in one step: a reader sees the whole file or none.
+
+    Raises:
+        GraphError: the graph is larger than a file can be, or is not valid.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -180,6 +186,9 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
         onnx.checker.check_model(str(temporary), full_check=False)
         temporary.chmod(0o644)
         os.replace(temporary, path)
+    except (EncodeError, ValueError, onnx.checker.ValidationError) as problem:
+        lines = str(problem).strip().splitlines() or [type(problem).__name__]
+        raise GraphError(f"{path}: the graph cannot be written: {lines[0]}") from problem
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -121,18 +121,22 @@ def pick_route(
         clock: held while files are timed, so that nothing else on this host times meanwhile.
 
     Raises:
-        QuantizationError: no file loads.
+        QuantizationError: no file runs and gives finite logits.
     """
     original = session(reference, threads)
     sessions: dict[Candidate, ort.InferenceSession] = {}
     rows: list[Candidate] = []
     for item, path in files.items():
         try:
-            sessions[item] = session(path, threads)
+            opened = session(path, threads)
+            # one that computes nothing of use may be the fastest: it must not screen out others
+            _require_finite(_logits(opened, feed))
         except SessionError as problem:
             rows.append(replace(item, rejected=str(problem)))
+        else:
+            sessions[item] = opened
     if not sessions:
-        raise QuantizationError(f"no INT8 route works: {rows[0].rejected if rows else 'no file'}")
+        raise _none_left(rows)
     named = {item.name: opened for item, opened in sessions.items()}
     with clock():
         short = interleaved(named, feed, warmup=1, repeats=_SHORT, seed=seed).median_ms
@@ -144,10 +148,19 @@ def pick_route(
             slow = replace(item, milliseconds=short[item.name], rejected="slower")
             rows.append(slow)
             continue
-        got = run_logits(opened, samples or [feed])
+        try:
+            got = _logits(opened, samples or [feed])
+            if got.shape != expected.shape:
+                raise SessionError(f"its logits have shape {got.shape}, expected {expected.shape}")
+            _require_finite(got - expected)
+        except SessionError as problem:
+            rows.append(replace(item, rejected=str(problem)))
+            continue
         agreement = float((got.argmax(-1) == expected.argmax(-1)).mean())
         gap = float(np.abs(got - expected).max())
         compared.append(replace(item, gap=gap, agreement=agreement))
+    if not compared:
+        raise _none_left(rows)
     held, missed = _guard(compared, slack, widest)
     last = {**{row.name: named[row.name] for row in held}, "float32": original}
     with clock():
@@ -158,10 +171,35 @@ def pick_route(
     return RouteChoice(chosen, in_order([*held, *missed, *rows]), timed["float32"])
 
 
+def _logits(opened: ort.InferenceSession, feeds: Feed | Sequence[Feed]) -> np.ndarray:
+    """Return a candidate's logits; raises `SessionError` where it loads but does not run."""
+    try:
+        return run_logits(opened, feeds)
+    except Exception as problem:  # pybind raises one type per status code
+        lines = str(problem).splitlines() or [type(problem).__name__]
+        raise SessionError(f"ONNX Runtime does not run it: {lines[0]}") from None
+
+
+def _require_finite(logits: np.ndarray) -> None:
+    if not np.isfinite(logits).all():
+        raise SessionError("its logits are not finite")
+
+
+def _none_left(rows: Sequence[Candidate]) -> QuantizationError:
+    reasons = [row.rejected for row in rows if row.rejected != "slower"]
+    return QuantizationError(f"no INT8 route works: {reasons[0] if reasons else 'no file'}")
+
+
 def _guard(
     rows: list[Candidate], slack: float, widest: float
 ) -> tuple[list[Candidate], list[Candidate]]:
-    """Return the candidates that hold the guard, at least one, and the others with the reason."""
+    """Return the candidates that hold the guard, at least one, and the others with the reason.
+
+    Args:
+        rows: of finite gaps, one or more.
+        slack: see `pick_route`.
+        widest: see `pick_route`.
+    """
     labels = max(row.agreement for row in rows) - slack
     reach = widest * min(row.gap for row in rows if row.agreement >= labels)
     held, missed = [], []

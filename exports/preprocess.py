@@ -25,6 +25,7 @@ MAX_BYTES = 500_000_000  # of a file; as many pixels without compression take 30
 MAX_CHARACTERS = 1_000_000  # of a text: a long book; models read its first pages
 # No others: Pillow would hand PostScript, whatever the file's name, to a Ghostscript of the host.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
+_SIXTEEN_BITS = ("PPM", "PNG")  # formats whose greyscale of mode I ends at 65535
 _INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -96,14 +97,15 @@ class ImagePreprocess:
             uint8 (H, W, 3).
 
         Raises:
-            InputError: not an image, broken off, or larger than `MAX_PIXELS`.
+            InputError: not an image, broken off, of an unknown range of brightness, or larger than
+                `MAX_PIXELS`, as it is or once its shorter side is `resize`.
         """
         label = name or _label(raw)
         image = _open(raw, label)
         _require_size(image, label)
-        return np.asarray(self._fit(_as_rgb(image, label)))
+        return np.asarray(self._fit(as_rgb(image, label), label))
 
-    def _fit(self, image: Image.Image) -> Image.Image:
+    def _fit(self, image: Image.Image, label: str) -> Image.Image:
         """Resize the shorter side, then crop the centre (growing first where it is too small)."""
         height, width = self.size
         scale = max(self.resize / min(image.size), width / image.size[0], height / image.size[1])
@@ -111,6 +113,11 @@ class ImagePreprocess:
             max(width, round(image.size[0] * scale)),
             max(height, round(image.size[1] * scale)),
         )
+        if target[0] * target[1] > MAX_PIXELS:  # a line of 20,000 pixels would fill the memory
+            raise InputError(
+                f"{label}: {image.size[0]} x {image.size[1]} pixels is too narrow: enlarged to "
+                f"{target[0]} x {target[1]} it is more than {MAX_PIXELS:,} pixels; crop it first"
+            )
         if target != image.size:
             image = image.resize(target, _INTERPOLATION[self.interpolation])
         left, top = (target[0] - width) // 2, (target[1] - height) // 2
@@ -359,16 +366,29 @@ def _from_array(values: np.ndarray, label: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(values.astype(np.uint8)))
 
 
-def _as_rgb(image: Image.Image, label: str) -> Image.Image:
-    """Read the pixels: upright, three channels of 8 bits."""
+def as_rgb(image: Image.Image, label: str) -> Image.Image:
+    """Read the pixels: upright, three channels of 8 bits.
+
+    Raises:
+        InputError: the image is broken off, or holds numbers whose range is not known.
+    """
+    form = image.format  # lost in turning it upright
     try:
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):  # 16-bit greyscale would be cut off, not scaled
+        # 16-bit greyscale would be cut off at 255, not scaled; some formats give it 32 bits of room
+        if image.mode.startswith("I;16") or (image.mode == "I" and form in _SIXTEEN_BITS):
             values = np.asarray(image).astype(np.float32) / 257
             return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
+        if image.mode in ("I", "F"):
+            raise InputError(
+                f"{label}: 32-bit pixels (mode {image.mode}) do not tell what is white; save it "
+                "with 8 or 16 bits a channel"
+            )
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         return image.convert("RGB")
+    except InputError:
+        raise
     except (OSError, ValueError, SyntaxError, EOFError) as problem:
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise InputError(f"{label}: the image is corrupt ({reason})") from None

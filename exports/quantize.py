@@ -147,6 +147,7 @@ class _Writer:
         self.model, self.plan, self.grids = model, plan, grids
         self.ranges, self.activation = ranges, activation
         self.stored = initializers(model)
+        self.added: set[str] = set()
         self.layer_of: dict[str, Layer] = {layer.node.output[0]: layer for layer in plan.layers}
         self.landed = set(plan.landed)
         self.quantized = self.landed | set(plan.inputs)
@@ -172,13 +173,19 @@ class _Writer:
         replace_nodes(self.model, [*self.head, *body])
 
     def _constant(self, name: str, values: np.ndarray) -> str:
-        """Store a tensor once and return its name."""
-        if name not in self.stored:
+        """Store a tensor once and return its name.
+
+        A name that the model has already is refused: a parameter of its own, or a grid.
+        """
+        if name not in self.added:
             if fresh_names(self.model, [name]):
-                raise QuantizationError(f"tensor {name!r} exists already; the graph is quantized")
+                raise QuantizationError(
+                    f"tensor {name!r} exists already: the graph is quantized, or the model has a "
+                    "parameter of that name; rename it"
+                )
             tensor = numpy_helper.from_array(np.asarray(values, order="C"), name)
             self.model.graph.initializer.append(tensor)
-            self.stored[name] = tensor
+            self.added.add(name)
         return name
 
     def _grid_of(self, tensor: str) -> tuple[np.ndarray, np.ndarray]:

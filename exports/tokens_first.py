@@ -29,6 +29,7 @@ from exports.onnxfile import (
     replace_nodes,
     require_opset,
 )
+from exports.shapes import known_shapes
 
 _SWAP = [1, 0, 2]  # (B, T, D) <-> (T, B, D)
 
@@ -42,31 +43,16 @@ def tokens_first(model: onnx.ModelProto) -> int:
     Returns:
         How many attentions were rewritten; 0 leaves the graph as it was.
     """
-    ranks = _ranks(model)
-    found = {item.out: item for item in find_attention(model) if _is_plain(item, ranks)}
+    shapes = known_shapes(model)
+    ranks = {name: len(shape) for name, shape in shapes.items()}
+    every = find_attention(model, shapes)
+    found = {item.out: item for item in every if _is_plain(item, ranks)}
     if not found:
         return 0
     _Layout(model, found, ranks).rewrite()
     require_opset(model, MICROSOFT)
     drop_dead_nodes(model)
     return len(found)
-
-
-def _ranks(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the number of axes of the tensors where it can be told."""
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
-    for node in light.graph.node:  # the products are unknown to ONNX; for the rank they are MatMul
-        if node.op_type in INTEGER_PRODUCTS:
-            node.domain, node.op_type = "", "MatMul"
-            del node.input[2:]
-    known = onnx.shape_inference.infer_shapes(light).graph
-    values = (*known.value_info, *known.input, *known.output)
-    return {v.name: len(v.type.tensor_type.shape.dim) for v in values if _has_shape(v)}
-
-
-def _has_shape(value: onnx.ValueInfoProto) -> bool:
-    return value.type.tensor_type.HasField("shape")
 
 
 def _is_plain(item: Attention, ranks: dict[str, int]) -> bool:

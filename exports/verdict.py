@@ -61,7 +61,7 @@ def paired_interval(
     return (lost - gained) / teacher.size, low, high, method
 
 
-def smallest_passable_n(max_drop: float, confidence: float = 0.95, most: int = 10_000_000) -> int:
+def smallest_passable_n(max_drop: float, confidence: float = 0.95, most: int = 10**8) -> int:
     """Return the smallest test set on which even a flawless specialist can pass.
 
     With no discordant pair at all the upper bound is 1 - (1 - confidence)^(1/n), so a pass needs
@@ -75,7 +75,8 @@ def smallest_passable_n(max_drop: float, confidence: float = 0.95, most: int = 1
         raise ValueError(f"max_drop: {max_drop} is not in (0, 1)")
     quantile(confidence)  # checks it
     n = max(1, math.ceil(math.log1p(-confidence) / math.log1p(-max_drop) - 1e-9))
-    while paired_bounds(0, 0, n, confidence)[1] > max_drop:  # rounding at the boundary
+    # rounding at the boundary; far beyond `most` one example more moves the bound by less than that
+    while n <= most and paired_bounds(0, 0, n, confidence)[1] > max_drop:
         n += 1
     if n > most:
         raise ValueError(f"max_drop: {max_drop} would need {n} test examples")

@@ -126,11 +126,11 @@ def profile(
     On the machine that trains, `--set shrink.profile=FILE` plans with it.
     """
     with one_line_errors():
+        from tasks.home import require_writable_file
         from tasks.recipes import load_recipe
 
         plan = load_recipe(recipe, changes or [])
-        if out.is_dir():
-            raise RecipeError(f"--out: {out} is a folder; name a file, such as {out}/server.json")
+        require_writable_file(out, "--out")
         begin(out.parent)
         from flows.profile import profile_recipe
 

@@ -75,7 +75,7 @@ def fleet_flow(
     recipes = fleet.recipes()
     for name, recipe in recipes.items():
         try:
-            require_profile(recipe)
+            require_profile(recipe.planned())
         except RecipeError as error:
             raise RecipeError(f"members.{name}: {error}") from None
 

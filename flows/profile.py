@@ -10,7 +10,7 @@ from prefect import flow
 from flows.chain import export_dense
 from tasks.config import Recipe
 from tasks.embedded import embedded_prefect
-from tasks.home import home, require_writable
+from tasks.home import home, require_writable, require_writable_file
 from tasks.load import load, require_same_modality
 from tasks.prepare import prepare
 from tasks.profile import profile, write_profile
@@ -26,7 +26,8 @@ def profile_flow(recipe: Recipe, out: str) -> dict[str, Any]:
         recipe: Everything that one specialization needs to know.
         out: File to write; `shrink.profile` of a recipe on another machine names it.
     """
-    quick = recipe.untrained()
+    require_writable_file(Path(out), "out")
+    quick = recipe.planned().untrained()
     data = prepare(quick)
     generalist = load(quick)
     require_same_modality(quick, data, generalist)

@@ -78,7 +78,7 @@ def _act(report: dict[str, Any], act: Act) -> dict[str, Any] | None:
     if act not in (report["decision"], "all"):
         return None
     if report["decision"] == "rollback":
-        return roll_back(report["model"], report["to"])
+        return roll_back(report["model"], report["to"], report["version"])
     return respecialize_flow(report["model"], "; ".join(report["reasons"]))
 
 

@@ -37,7 +37,7 @@ def specialize_flow(
     """
     front = read_sweep(Path(sweep)) if sweep else None
     started, folder = time.time(), result_folder(out, recipe.name)
-    require_profile(recipe)
+    require_profile(recipe.planned())
 
     with recording() as stages:
         begun = begin(recipe)

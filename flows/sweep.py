@@ -17,7 +17,7 @@ from tasks.embedded import embedded_prefect
 from tasks.home import home, require_writable
 from tasks.outputs import result_folder
 from tasks.pages import show_sweep
-from tasks.points import require_points
+from tasks.points import laddered, require_points
 from tasks.profile import require_profile
 from tasks.progress import watch, watching
 from tasks.stage import recording
@@ -40,7 +40,8 @@ def sweep_flow(
     """
     started, folder = time.time(), result_folder(out, f"{recipe.name}-sweep")
     require_points(recipe)
-    require_profile(recipe)
+    if recipe.sweep.speedups != []:
+        require_profile(laddered(recipe, recipe.sweep.speedups or []).planned())
     require_engine(workers, scheduler)
 
     with recording() as stages:

@@ -24,7 +24,14 @@ ensure_torchvision()
 
 import timm  # noqa: E402
 
-__all__ = ["Bundle", "check_finite", "load_bundle", "read_safetensors", "save_bundle"]
+__all__ = [
+    "Bundle",
+    "check_finite",
+    "load_bundle",
+    "read_safetensors",
+    "run_every_layer",
+    "save_bundle",
+]
 
 _FORMAT = "winnow-bundle"
 _VERSION = 1
@@ -70,9 +77,23 @@ def build_architecture(config: dict[str, Any]) -> nn.Module:
     architecture = config["architecture"]
     if not timm.is_model(architecture):
         raise GeneralistError(f"architecture {architecture!r} is not one that timm knows")
-    return timm.create_model(
-        architecture, pretrained=False, num_classes=config["classes"], **config["model_args"]
+    return run_every_layer(
+        timm.create_model(
+            architecture, pretrained=False, num_classes=config["classes"], **config["model_args"]
+        )
     )
+
+
+def run_every_layer(model: nn.Module) -> nn.Module:
+    """Let timm's attentions run their qkv layer and add its bias to what it gives; return model.
+
+    Some give the layer's weight and a bias put together of three to one function, past the layer,
+    which then could be neither pruned nor counted. The logits are the same.
+    """
+    for module in model.modules():
+        if hasattr(module, "qkv_bias_separate"):
+            module.qkv_bias_separate = True  # type: ignore[assignment]
+    return model
 
 
 def check_finite(state: Mapping[str, torch.Tensor], source: object) -> None:

@@ -220,7 +220,7 @@ def _sentence_settings(name: str) -> dict[str, Any]:
     settings: dict[str, Any] = {"pooling": "mean", "normalize": False, "max_length": None}
     length = optional_file(name, "sentence_bert_config.json")
     if length is not None:
-        settings["max_length"] = read_json(length).get("max_seq_length")
+        settings["max_length"] = _longest(length)
     modules = optional_file(name, "modules.json")
     if modules is None:
         return settings
@@ -238,6 +238,16 @@ def _sentence_settings(name: str) -> dict[str, Any]:
                 "only Transformer, Pooling (mean or cls) and Normalize are supported"
             )
     return settings
+
+
+def _longest(path: Path) -> int | None:
+    """Return the tokens that a sentence-transformers model takes; None where it does not say."""
+    length = read_json(path).get("max_seq_length")
+    if length is not None and (type(length) is not int or length < 1):
+        raise GeneralistError(
+            f"{path}: max_seq_length {length!r}; expected a whole number of tokens, at least 1"
+        )
+    return length
 
 
 def _pooling_mode(config: dict[str, Any], name: str) -> str:

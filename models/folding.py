@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models._torchvision import ensure_torchvision
 from models.checkpoint import Bundle
-from models.delta import fold_structure
+from models.delta import find_head, fold_structure
 from models.errors import GeneralistError
 
 ensure_torchvision()
@@ -90,23 +90,37 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return weight.to(conv.weight.dtype), ((b - mu) * s + beta).to(conv.weight.dtype)
 
 
+def _outcome(model: nn.Module, example: tuple[Tensor, ...]) -> list[Tensor]:
+    """Return what the head reads, where the model has one, and the logits."""
+    head, hook = find_head(model), None
+    seen: list[Tensor] = []
+    if head is not None:
+        hook = head[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        return [model(*example), *seen]
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
 @torch.no_grad()
 def fold_batchnorm(bundle: Bundle, example: tuple[Tensor, ...]) -> Bundle:
     """Return a copy of ``bundle`` with every foldable BatchNorm folded into its convolution.
 
     A BatchNorm that has no convolution of its own directly before it stays, in eval mode. The
-    logits on ``example`` are compared before and after.
+    logits on ``example`` are compared before and after, and so is what the head reads: a head of
+    zeros gives equal logits for anything.
 
     Raises:
-        GeneralistError: folding changed the logits (an architecture that reads a convolution's
-            output twice in a way that hooks do not see).
+        GeneralistError: folding changed the logits or the head's input (an architecture that reads
+            a convolution's output twice in a way that hooks do not see).
     """
     copied = bundle.copy()
     model = copied.model.eval()
     pairs = find_pairs(model, example)
     if not pairs:
         return copied
-    before = model(*example)
+    before = _outcome(model, example)
     folded = {}
     for conv_name, norm_name in pairs:
         conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
@@ -117,11 +131,12 @@ def fold_batchnorm(bundle: Bundle, example: tuple[Tensor, ...]) -> Bundle:
         conv = model.get_submodule(conv_name)
         conv.weight.copy_(weight)  # type: ignore[operator]
         conv.bias.copy_(bias)  # type: ignore[operator]
-    gap = float((model.eval()(*example) - before).abs().max())
-    if gap > _TOLERANCE * (1.0 + float(before.abs().max())):
-        raise GeneralistError(
-            f"{type(model).__name__}: folding BatchNorm changed the logits by {gap:.2g}; "
-            "this architecture is not supported"
-        )
+    for was, now in zip(before, _outcome(model.eval(), example), strict=True):
+        gap = float((now - was).abs().max())
+        if not gap <= _TOLERANCE * (1.0 + float(was.abs().max())):  # a NaN is no small gap
+            raise GeneralistError(
+                f"{type(model).__name__}: folding BatchNorm changed the logits, or what the head "
+                f"reads, by {gap:.2g}; this architecture is not supported"
+            )
     copied.delta.append({"op": "fold_batchnorm", "pairs": [list(pair) for pair in pairs]})
     return copied

@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import nn
 
 from models._torchvision import ensure_torchvision
-from models.checkpoint import Bundle, check_finite, read_safetensors
+from models.checkpoint import Bundle, check_finite, read_safetensors, run_every_layer
 from models.delta import find_head
 from models.errors import GeneralistError
 from models.quiet import quiet_hub
@@ -55,7 +55,7 @@ def load_image_model(source: str, name: str, *, allow_pickle: bool) -> Bundle:
             model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
         except Exception as error:
             raise unloadable(source, error, local=name.startswith("local-dir:")) from error
-    model = model.float().eval()
+    model = run_every_layer(model).float().eval()
     check_finite(model.state_dict(), source)
     card = dict(cast("dict[str, Any]", model.pretrained_cfg))
     channels, *_ = card.get("input_size") or (3, 224, 224)
@@ -67,6 +67,7 @@ def load_image_model(source: str, name: str, *, allow_pickle: bool) -> Bundle:
         recorded = getattr(model, "_model_args", {})
         model_args = {key: value for key, value in recorded.items() if _is_plain(value)}
     model_args.pop("num_classes", None)  # kept as `classes`, which the delta of heads refers to
+    architecture = str(card.get("architecture") or name.partition(".")[0])
     return Bundle(
         model=model,
         modality="image",
@@ -75,9 +76,9 @@ def load_image_model(source: str, name: str, *, allow_pickle: bool) -> Bundle:
         tokenizer=None,
         config={
             "library": "timm",
-            "architecture": str(card.get("architecture") or name.partition(".")[0]),
+            "architecture": architecture,
             "classes": classes,
-            "model_args": model_args,
+            "model_args": _of_card(card, architecture) | model_args,
         },
         licence=card.get("license"),
     )
@@ -95,6 +96,20 @@ def _model_args(config: dict[str, Any], path: Path) -> dict[str, Any]:
         if any(isinstance(x, int | float) and abs(x) > LARGEST for x in sizes):
             raise GeneralistError(f"{path}: model_args.{key} {value!r} is no size of a model")
     return dict(found)
+
+
+def _of_card(card: dict[str, Any], architecture: str) -> dict[str, Any]:
+    """Return the arguments that timm took from the checkpoint's card: its size and its pooling.
+
+    The architecture is built again without that card.
+    """
+    found: dict[str, Any] = {}
+    if card.get("fixed_input_size") and card.get("input_size"):
+        found["img_size"] = list(card["input_size"][-2:])
+    usual = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
+    if card.get("global_pool") not in (None, getattr(usual, "global_pool", None)):
+        found["global_pool"] = card["global_pool"]
+    return found
 
 
 def _is_plain(value: object) -> bool:

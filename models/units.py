@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from models.families.base import BranchPlan, UnitPlan, blocks_of, join
-from models.structure import segments
+from models.structure import run_hooked
 
 __all__ = ["Branch", "Unit", "branches", "sizes"]
 
@@ -48,7 +49,8 @@ class Branch:
     Attributes:
         name: unique in the model.
         kind: ``attention``, ``mlp``, ``bottleneck``, ``basic``, ``inverted`` or ``convnext``.
-        block: name of the block, the segment of `models.structure` that it lies in.
+        block: name of the block that it lies in, which is what is timed (`models.variants`); in a
+            model that `models.structure` does not know it lies inside of a segment.
         units: in execution order.
         removable: a residual path around it keeps the shape, so that size all zeros is possible.
         layers: what its block computes beside its other branches, in numbers, with ``u0``, ``u1``
@@ -69,6 +71,7 @@ class Branch:
         return tuple(unit.groups for unit in self.units)
 
 
+@torch.no_grad()
 def branches(model: nn.Module, example: tuple[Tensor, ...]) -> list[Branch]:
     """Return the branches that ``model`` has now, in execution order; removed ones are absent.
 
@@ -76,17 +79,21 @@ def branches(model: nn.Module, example: tuple[Tensor, ...]) -> list[Branch]:
         model: called as ``model(*example)``, left as it was.
         example: one batch; a block that it does not reach is left out.
     """
-    order = [segment.name for segment in segments(model, example)]
-    reached = set(order)
-    found: dict[str, list[Branch]] = {}
-    for name, block, plans in blocks_of(model):
-        # a model that models.structure does not know is cut at its direct children
-        holder = next((part for part in _prefixes(name) if part in reached), None)
-        if holder is not None:
-            found.setdefault(holder, []).extend(
-                _branch(name, block, plan, plans, holder) for plan in plans
-            )
-    return [branch for name in order for branch in found.get(name, ())]
+    found = {name: (block, plans) for name, block, plans in blocks_of(model)}
+    order: dict[str, None] = {}
+    hooks = []
+    for name, (block, _) in found.items():
+
+        def note(_: nn.Module, __: object, name: str = name) -> None:
+            order.setdefault(name)
+
+        hooks.append(block.register_forward_pre_hook(note))
+    run_hooked(model, example, hooks)
+    return [
+        _branch(name, found[name][0], plan, found[name][1])
+        for name in order
+        for plan in found[name][1]
+    ]
 
 
 def sizes(
@@ -121,19 +128,12 @@ def sizes(
     return [*found, (0,) * len(now)] if branch.removable else found
 
 
-def _prefixes(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
-
-
-def _branch(
-    name: str, block: nn.Module, plan: BranchPlan, plans: list[BranchPlan], segment: str
-) -> Branch:
+def _branch(name: str, block: nn.Module, plan: BranchPlan, plans: list[BranchPlan]) -> Branch:
     units = tuple(_unit(name, block, unit) for unit in plan.units)
     return Branch(
         name=join(name, plan.name),
         kind=plan.kind,
-        block=segment,
+        block=name,
         units=units,
         removable=plan.remove is not None,
         layers=_describe(block, plan, plans),

@@ -20,7 +20,7 @@ from models.text import special_token_id
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
 from tasks.errors import RecipeError
-from tasks.splits import Split, load_split
+from tasks.splits import Split, aside, load_split
 
 Batch = tuple[Tensor, ...]
 
@@ -178,17 +178,17 @@ def held_apart(labels: Tensor, *, seed: int, most: int = 256) -> tuple[Tensor, T
     generator = torch.Generator().manual_seed(seed)
     labelled = torch.nonzero(labels != UNLABELLED).flatten()
     pool = torch.nonzero(labels == UNLABELLED).flatten()
-    if len(pool) >= 10:
+    cut = aside(len(pool), most)
+    if cut:
         pool = pool[torch.randperm(len(pool), generator=generator)]
-        cut = min(most, len(pool) // 5)
         return labelled, pool[cut:], pool[:cut]
     held: list[Tensor] = []
     for label in labels[labelled].unique():
         rows = labelled[labels[labelled] == label]
         rows = rows[torch.randperm(len(rows), generator=generator)]
         held.append(rows[: len(rows) // 8])
-    aside = torch.cat(held)
-    return labelled[~torch.isin(labelled, aside)], pool, aside
+    apart = torch.cat(held)
+    return labelled[~torch.isin(labelled, apart)], pool, apart
 
 
 def calibration(
@@ -196,15 +196,21 @@ def calibration(
 ) -> Callable[[], Iterator[Batch]]:
     """Gives the same unpadded batches of at most `prune.samples` examples each time it is called.
 
-    The task's own examples are the shots (class-balanced), then the pool in seeded order.
+    The task's own examples are the shots (class-balanced), then the pool in seeded order, without
+    what `held_apart` takes of it: what is solved on those examples must not be judged by them.
+    Without a pool, or with one of fewer than ten, the held-out examples are shots, and they are
+    calibrated on all the same: shots are too few to give any up.
     """
     names = ("generic",) if generic else ("support", "unlabelled")
     split = splits(data, *names)
     shots = 0 if generic else int(data.metrics["support"]["n"])
     generator = torch.Generator().manual_seed(recipe.task.seed)
-    # from the end of the order whose beginning `mixture` holds out: what is solved on those
-    # examples must not be judged by them
     order = shots + torch.randperm(len(split) - shots, generator=generator).flip(0)
+    if not generic:
+        labels = torch.tensor(split.labels)
+        labels = torch.where(labels < 0, UNLABELLED, labels)
+        *_, held = held_apart(labels, seed=recipe.task.seed)
+        order = order[~torch.isin(order, held)]  # held shots are not in it
     rows = torch.cat([torch.arange(shots), order])[: recipe.prune.samples].tolist()
     chosen = samples(split.rows(rows), bundle, recipe)
     return lambda: chosen.calibration(_CALIBRATION_BATCH, device=at)

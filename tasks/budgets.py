@@ -16,9 +16,10 @@ from models.variants import block_inputs, variant, variant_key
 from models.vocabulary import trim_vocabulary
 from tasks import batches
 from tasks.artifacts import Artifact
+from tasks.blocks import BLOCK
 from tasks.config import Recipe
 from tasks.errors import RecipeError
-from tasks.precision import BLOCK, Quantize
+from tasks.precision import Quantize
 from tasks.sizes import Size
 
 Costs = dict[str, list[list[float]]]  # by budget's name, of each level of each branch
@@ -136,7 +137,7 @@ def dense_costs(
         rest -= count * width
         if vocabulary and count == max(len(other) for other in tables):
             count = min(count, vocabulary)
-        scales = {4: width / 32, 8: 1.0}.get(table_bits, 0.0)  # float32, one a block
+        scales = {4: width / BLOCK, 8: 1.0}.get(table_bits, 0.0)  # float32, one a block
         stored += count * (width * table_bits / 8 + 4 * scales)
     stored += sum(_stored(layer, quantize) for layer in layers)
     return {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from exports.preprocess import InputError
 from exports.reference import (
@@ -135,7 +136,13 @@ def remember(
         kept: rows of the test set that were judged; None: all.
     """
     test = load_split(data.folder / "test.parquet")
-    support = load_split(data.folder / "support.parquet")
+    # of all that trained or calibrated it, labelled or not: none of it is new to this version
+    learnt = [
+        digest
+        for name in ("support", "unlabelled", "generic")
+        if (path := data.folder / f"{name}.parquet").is_file()
+        for digest in pq.read_table(path, columns=["digest"]).column(0).to_pylist()
+    ]
     judged = np.zeros(len(test), bool)
     judged[list(range(len(test)) if kept is None else kept)] = True
     rows = kept_rows_of(judged, recipe.task.seed)
@@ -148,7 +155,7 @@ def remember(
         test=table_of(test.digests),
         labels=np.array(test.labels, np.int32),
         judged=judged,
-        support=table_of(support.digests),
+        support=table_of(learnt),
         rows=rows,
         log_probabilities=log_softmax(logits)[:, columns],
     )

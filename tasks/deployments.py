@@ -20,7 +20,11 @@ from uuid import UUID
 import yaml
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.actions import (
+    DeploymentScheduleCreate,
+    DeploymentUpdate,
+    WorkPoolCreate,
+)
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyOptions
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.events import DeploymentTriggerTypes
@@ -53,7 +57,7 @@ class Schedule(_Strict):
     """When a deployment runs by itself: `cron` or `interval`."""
 
     cron: str | None = None
-    interval: float | None = Field(default=None, gt=0, description="seconds")
+    interval: float | None = Field(default=None, gt=0, le=1e9, description="seconds")
     timezone: str | None = None
     slug: str | None = None
     active: bool = True
@@ -69,17 +73,18 @@ class Schedule(_Strict):
     def told(self) -> str:
         """The schedule in a few words."""
         zone = f" {self.timezone}" if self.timezone else ""
-        when = f"cron {self.cron}{zone}" if self.cron else f"every {self.interval:g} s"
+        when = f"cron {self.cron}" if self.cron else f"every {self.interval:g} s"
+        when = f"{when}{zone}"
         return when if self.active else f"{when}, off"
 
     def created(self) -> DeploymentScheduleCreate:
         """As Prefect's client takes it."""
+        zone: dict[str, Any] = {"timezone": self.timezone} if self.timezone else {}
         if self.cron is not None:
-            zone: dict[str, Any] = {"timezone": self.timezone} if self.timezone else {}
             schedule: Any = CronSchedule(cron=self.cron, **zone)
         else:
             assert self.interval is not None
-            schedule = IntervalSchedule(interval=timedelta(seconds=self.interval))
+            schedule = IntervalSchedule(interval=timedelta(seconds=self.interval), **zone)
         return DeploymentScheduleCreate(
             schedule=schedule, active=self.active, parameters=self.parameters, slug=self.slug
         )
@@ -201,7 +206,7 @@ def _put(client: SyncPrefectClient, wanted: Deployment, file: Path, folder: Path
     number = client.create_deployment(
         flow_id=client.create_flow(flow),
         name=wanted.name,
-        version=version,
+        version=f"{version}, unfinished",
         schedules=[each.created() for each in wanted.schedules],
         concurrency_limit=limit,
         concurrency_options=options,
@@ -220,6 +225,8 @@ def _put(client: SyncPrefectClient, wanted: Deployment, file: Path, folder: Path
         enforce_parameter_schema=wanted.enforce_parameter_schema,
     )
     _set_triggers(client, number, wanted)
+    # last: what breaks off before is deployed again, triggers included
+    client.update_deployment(number, DeploymentUpdate(version=version))
     return Deployed(number, name, "deployed", told)
 
 

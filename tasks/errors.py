@@ -59,7 +59,12 @@ def bad_input() -> tuple[type[Exception], ...]:
     """Every error of the rooms that a user can mend."""
     # here, because onnxruntime's and Pillow's imports would slow down `winnow --help`
     from compression.errors import CompressionError
+    from exports.latency_cache import LatencyError
+    from exports.onnxfile import GraphError
     from exports.preprocess import InputError
+    from exports.runtime import SessionError
     from models.errors import GeneralistError
 
-    return (UserError, GeneralistError, InputError, CompressionError)
+    # of a graph: of the user's own model, which the tracer, a grid or half numbers do not take
+    graph = (GraphError, SessionError, LatencyError)
+    return (UserError, GeneralistError, InputError, CompressionError, *graph)

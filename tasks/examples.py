@@ -56,6 +56,7 @@ def sort_examples(served: Served, reference: Reference, labelled: str | None) ->
         image_column=task.image_column,
         text_column=task.text_column,
         label_column=task.label_column,
+        allow_outside=task.allow_outside_files,
     )
     _require_modality(source, served)
     assert source.labels is not None

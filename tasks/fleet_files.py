@@ -101,14 +101,23 @@ def _change(raw: dict[str, Any], members: list[dict[str, Any]], change: str) -> 
     first, _, rest = dotted.strip().partition(".")
     holder = raw
     if first == "members":
-        name, _, rest = rest.partition(".")
         known = [member["name"] for member in members]
-        if name not in known:
-            raise RecipeError(f"--set: members.{name}: no such member; known: {', '.join(known)}")
+        # names may hold dots, and one may begin with another
+        fitting = [each for each in known if f"{rest}.".startswith(f"{each}.")]
+        name = max(fitting, key=len, default="")
+        if not name:
+            asked = rest.partition(".")[0]
+            raise RecipeError(f"--set: members.{asked}: no such member; known: {', '.join(known)}")
+        rest = rest[len(name) + 1 :]
         holder, change = members[known.index(name)], f"{rest}{equals}{text}"
         first = rest
     if first == "gpu" and equals:
-        holder["gpu"] = plain_yaml(text)
+        try:
+            holder["gpu"] = plain_yaml(text)
+        except ValueError:
+            raise RecipeError(
+                f"--set: {dotted}: {shown(text)} is not readable as a YAML value"
+            ) from None
         return
     apply_change(holder, change)
 

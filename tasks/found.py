@@ -12,7 +12,8 @@ from tasks.config import Recipe
 from tasks.errors import DataError
 from tasks.splits import Split
 
-# of the prepared task: source rows of the support and the test set, exact copies between them
+# of the prepared task: source rows of the support and the test set, exact copies between them and
+# inside the test set
 ROWS = "rows.json"
 
 _LISTED = 50
@@ -21,11 +22,14 @@ _ORDER = ("conflict", "exact", "near", "within")  # of the list: what matters mo
 
 
 class Pair(BaseModel):
-    """An example of the support set, and another one that shows the same or nearly."""
+    """Two examples, most often one of the support set, that show the same or nearly."""
 
     model_config = ConfigDict(frozen=True)
 
-    support: int = Field(description="Position in the support set.")
+    first: Literal["test", "support"] = Field(
+        default="support", description="Where the first one is."
+    )
+    support: int = Field(description="Position in the support set, or else in the whole test set.")
     split: Literal["test", "support"] = Field(description="Where the other one is.")
     other: int | None = Field(description="Position there; None where it has left the test set.")
     rows: tuple[int, int] = Field(description="Of the two in their sources, from 0.")
@@ -37,8 +41,8 @@ class Pair(BaseModel):
     @property
     def kind(self) -> str:
         """Where the two are, and whether they are the same."""
-        if self.split == "support":
-            return "within"
+        if self.split == self.first:
+            return "within" if self.first == "support" else "repeat"
         return "exact" if self.how == "digest" else "near"
 
     @property
@@ -56,8 +60,8 @@ class Pair(BaseModel):
         if self.how != "image" and not self.shown[0].startswith("sha256:"):
             one, other = (repr(_cut(text, _NAMED)) for text in self.shown)
             return one if one == other else f"{one} and {other}"
-        second = test if self.split == "test" else train
-        return f"row {self.rows[0]} of {train} and row {self.rows[1]} of {second}"
+        first, second = (test if each == "test" else train for each in (self.first, self.split))
+        return f"row {self.rows[0]} of {first} and row {self.rows[1]} of {second}"
 
 
 def pair_of(
@@ -83,6 +87,21 @@ def pair_of(
     )
 
 
+def repeats(split: Split, rows: Sequence[int], where: Literal["support", "test"]) -> Iterator[Pair]:
+    """Exact copies inside one split: each later one with the first that shows the same.
+
+    Args:
+        rows: of the split in its source.
+        where: which split it is.
+    """
+    seen: dict[str, int] = {}
+    for at, digest in enumerate(split.digests):
+        one = seen.setdefault(digest, at)
+        if one != at:
+            pair = pair_of(split, split, (one, at), (rows[one], rows[at]))
+            yield pair.model_copy(update={"first": where, "split": where})
+
+
 def same_digests(support: Split, test: Split) -> Iterator[tuple[int, int]]:
     """Positions of support and test examples that show the same."""
     rows: dict[str, list[int]] = defaultdict(list)
@@ -106,24 +125,31 @@ def _cut(text: str, most: int) -> str:
 
 def counts(pairs: Iterable[Pair]) -> dict[str, int]:
     """Support examples that are in the test set, exactly and else nearly; support examples that
-    repeat an earlier one; pairs under two labels.
+    repeat an earlier one; test rows that do; pairs under two labels.
     """
     pairs = list(pairs)
     exact = {pair.support for pair in pairs if pair.kind == "exact"}
     near = {pair.support for pair in pairs if pair.kind == "near"} - exact
     within = {pair.other for pair in pairs if pair.kind == "within"}
-    conflicts = sum(pair.conflict for pair in pairs)
-    return {"exact": len(exact), "near": len(near), "within": len(within), "conflicts": conflicts}
+    return {
+        "exact": len(exact),
+        "near": len(near),
+        "within": len(within),
+        "repeats": sum(pair.kind == "repeat" for pair in pairs),
+        "conflicts": sum(pair.conflict for pair in pairs),
+    }
 
 
 def listed(pairs: Iterable[Pair], classes: Sequence[str]) -> list[dict[str, Any]]:
     """The report's entries, at most 50; a pair under two labels is listed as that, too.
 
-    `support` and `other` are rows of task.train's and task.test's sources, counted from 0.
+    `support` and `other` are rows of task.train's and task.test's sources, counted from 0. Pairs
+    inside the test set have no row of task.train: they are counted, not listed.
     """
     entries = [
         (kind, pair)
         for pair in pairs
+        if pair.kind != "repeat"
         for kind in ([pair.kind, "conflict"] if pair.conflict else [pair.kind])
     ]
     entries.sort(key=lambda entry: (_ORDER.index(entry[0]), -entry[1].similarity, entry[1].rows))
@@ -200,8 +226,13 @@ def warnings(
             left = getattr(recipe.leaks, kind) != "drop"
             remedy = f"; set leaks.{kind}: drop to leave them out" if left else ""
             lines.append(f"{line} (such as {example(kind)}){remedy}")
-    if dropped:
-        lines.append(f"{dropped} test examples are left out for it")
+    if dropped > found["repeats"]:
+        lines.append(f"{dropped - found['repeats']} test examples are left out for it")
+    if found["repeats"]:
+        lines.append(
+            f"{found['repeats']} test examples repeat an earlier one (such as "
+            f"{example('repeat')}) and are left out: a copy counts once"
+        )
     if found["within"]:
         lines.append(
             f"{found['within']} of the support set's {support} examples repeat another one "

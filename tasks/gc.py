@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,8 +135,7 @@ def plan(keep_runs: int = 20, older_than: float = 86400.0) -> Plan:
         path = runs_folder() / f"{run.id}.json"
         why = "" if run.id not in needed else f"the last {keep_runs} runs, and registered ones"
         why = why or (reason if run.ended.timestamp() > cutoff else "")
-        size = path.stat().st_size if path.exists() else 0
-        items.append(Item("entry", _name(path), path, size, run.ended.timestamp(), why))
+        items.append(Item("entry", _name(path), path, _size(path), run.ended.timestamp(), why))
     return Plan(items, cutoff, notes)
 
 
@@ -198,7 +198,7 @@ def _unfinished(cutoff: float, reason: str) -> Iterator[Item]:
             continue
         key = path.name.removeprefix(_PARTIAL).removeprefix(_MAKING).removesuffix(".old")
         why = "being made" if _is_made(path.parent.name, key) else ""
-        used = max((_time(x) for x in path.rglob("*")), default=_time(path))
+        used = max((x.st_mtime for x in _below(path)), default=_time(path))
         if kind == "partial" and not (path.parent / key).is_dir():
             why = why or (reason if used > cutoff else "")  # the run may be resumed
         yield Item(kind, _name(path), path, _size(path), used, why)
@@ -211,7 +211,7 @@ def _results(cutoff: float, reason: str, kept_keys: set[str]) -> Iterator[Item]:
             used = _time(path)
             why = "their artifacts stay" if path.name in kept_keys else ""
             why = why or (reason if used > cutoff else "")
-            yield Item("result", _name(path), path, path.stat().st_size, used, why)
+            yield Item("result", _name(path), path, _size(path), used, why)
 
 
 def _is_made(stage: str, key: str) -> bool:
@@ -235,8 +235,20 @@ def _time(path: Path) -> float:
 
 
 def _size(path: Path) -> int:
-    files: Sequence[Path] = [x for x in path.rglob("*") if x.is_file()]
-    return sum(x.stat().st_size for x in files)
+    """Bytes of a file, or of all files below a folder."""
+    with suppress(OSError):
+        here = path.stat()
+        found = _below(path) if stat.S_ISDIR(here.st_mode) else [here]
+        return sum(x.st_size for x in found if stat.S_ISREG(x.st_mode))
+    return 0
+
+
+def _below(folder: Path) -> Iterator[os.stat_result]:
+    """Of each file and folder below one; what another process removes meanwhile is not there."""
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            with suppress(OSError):
+                yield os.stat(os.path.join(place, name))
 
 
 def _name(path: Path) -> str:

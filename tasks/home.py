@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -62,10 +63,37 @@ def mlflow_page() -> str:
 
 def require_writable(folder: Path, field: str) -> None:
     """Raise `RecipeError` where `folder` cannot be made or written to; creates nothing."""
-    existing = folder.absolute()
+    existing, missing = folder.absolute(), list[str]()
     while not there(existing) and existing != existing.parent:
+        missing.append(existing.name)
         existing = existing.parent
+    # each part beside what exists: below a part that is missing no system looks at a name
+    for path in (folder.absolute(), *(existing / name for name in missing)):
+        _require_name(path, field)
     if not existing.is_dir():
         raise RecipeError(f"{field}: {existing} is a file; name a folder that can be written to")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise RecipeError(f"{field}: {existing} is not writable; name a folder that is")
+
+
+def require_writable_file(path: Path, field: str) -> None:
+    """Raise `RecipeError` where the file `path` cannot be made or written; creates nothing."""
+    if there(path) and path.is_dir():
+        raise RecipeError(f"{field}: {path} is a folder; name a file, such as {path}/server.json")
+    require_writable(path.parent, field)
+    # its temporary name, see `artifacts.write_atomically`, is longer than its own
+    _require_name(path.parent / f"{path.name}{15 * '.'}", field)
+
+
+def _require_name(path: Path, field: str) -> None:
+    """Raise where no file could have this name, or one is a link that leads nowhere."""
+    try:
+        os.lstat(path)
+    except (OSError, ValueError) as error:
+        # what is missing or closed is judged by the folder that it would lie in
+        if isinstance(error, OSError) and error.errno not in (errno.ENAMETOOLONG, errno.EINVAL):
+            return
+        short = path.name if len(path.name) <= 40 else f"{path.name[:40]}..."
+        raise RecipeError(f"{field}: {short!r} is no name of a file; name a shorter one") from None
+    if not there(path):
+        raise RecipeError(f"{field}: {path} is a link that leads nowhere; remove it")

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
-from tasks.found import ROWS, Pair, counts, listed, pair_of, refuse, require_every_class, warnings
+from tasks.found import (
+    ROWS,
+    Pair,
+    counts,
+    listed,
+    pair_of,
+    refuse,
+    repeats,
+    require_every_class,
+    warnings,
+)
 from tasks.progress import Callback, watching
 from tasks.splits import Split, load_split
 from tasks.stage import stage
@@ -26,14 +36,16 @@ def leaks(
 ) -> dict[str, Any]:
     """Find examples that are learnt from and tested on, or that have two labels.
 
-    Exact copies between support and test set were found when the data was prepared. leaks.json is
-    the report's section, dropped.json lists the test rows that near copies cost.
+    Exact copies between support and test set, and inside the test set, were found when the data
+    was prepared. leaks.json is the report's section, dropped.json lists the test rows that near
+    copies cost.
     """
     policy, classes = recipe.leaks, data.metrics["classes"]
     support, test = (load_split(data.folder / f"{name}.parquet") for name in ("support", "test"))
     rows = data.json_file(ROWS)
-    pairs = [Pair.model_validate(entry) for entry in rows["exact"]]
-    pairs += _repeats(support, rows["support"])
+    pairs = [Pair.model_validate(entry) for entry in (*rows["exact"], *rows["repeats"])]
+    # the shots of one class are distinct already
+    pairs += repeats(support, rows["support"], "support")
     if policy.near != "ignore":
         across, within = _look(recipe, support, test, generalist, progress)
         pairs += _near(across, support, test, (rows["support"], rows["test"]))
@@ -63,15 +75,6 @@ def say_what_was_found(leaked: Artifact) -> None:
     """Say at once what a person should know before any figure comes."""
     for line in leaked.metrics["warnings"]:
         watching().say(f"! {line}", "yellow")
-
-
-def _repeats(support: Split, rows: Sequence[int]) -> Iterator[Pair]:
-    """Exact copies inside the support set; the shots of one class are distinct already."""
-    seen: dict[str, int] = {}
-    for at, digest in enumerate(support.digests):
-        first = seen.setdefault(digest, at)
-        if first != at:
-            yield pair_of(support, support, (first, at), (rows[first], rows[at]))
 
 
 def _near(

@@ -38,6 +38,7 @@ def outside_source(recipe: Recipe, modality: str) -> Source | None:
         image_column=task.image_column,
         text_column=task.text_column,
         labelled=False,
+        allow_outside=task.allow_outside_files,
     )
     if source.modality != modality:
         raise DataError(
@@ -45,6 +46,29 @@ def outside_source(recipe: Recipe, modality: str) -> Source | None:
             f"{modality}s or leave it out"
         )
     return source
+
+
+def named_inputs(recipe: Recipe, data: Artifact, count: int) -> tuple[Source, Raws] | None:
+    """At most `count` inputs of `limits.outside` and their source, None where it is not set.
+
+    Args:
+        data: the prepared task.
+
+    Raises:
+        DataError: it cannot be read, is of another modality or has fewer than two inputs, where
+            two are asked for.
+    """
+    source = outside_source(recipe, data.metrics["modality"])
+    if source is None:
+        return None
+    random = np.random.default_rng([recipe.task.seed, _STREAM])
+    drawn = _drawn(source, range(len(source)), data, random, count)
+    if len(drawn) < min(2, count):
+        raise DataError(
+            f"limits.outside: {source.name} has {len(drawn)} readable examples that are not "
+            "the task's own; two are needed, or leave it out"
+        )
+    return source, drawn
 
 
 def outside_inputs(recipe: Recipe, data: Artifact) -> tuple[str, Raws]:
@@ -62,15 +86,9 @@ def outside_inputs(recipe: Recipe, data: Artifact) -> tuple[str, Raws]:
     """
     modality, count = data.metrics["modality"], recipe.limits.samples
     random = np.random.default_rng([recipe.task.seed, _STREAM])
-    named = outside_source(recipe, modality)
+    named = named_inputs(recipe, data, count)
     if named is not None:
-        drawn = _drawn(named, range(len(named)), data, random, count)
-        if len(drawn) < 2:
-            raise DataError(
-                f"limits.outside: {named.name} has {len(drawn)} readable examples that are not "
-                "the task's own; two are needed, or leave it out"
-            )
-        return _told(named), drawn
+        return _told(named[0]), named[1]
     test, known = read_task_source(recipe.task, "test"), set(data.metrics["classes"])
     others = [row for row, name in enumerate(test.labels or ()) if name not in known]
     drawn = _drawn(test, others, data, random, count)

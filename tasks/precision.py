@@ -9,8 +9,6 @@ from pydantic import Field, ValidationInfo, field_validator
 from compression import bit_widths, compensations, rounders, smoothing
 from tasks.section import Amount, Count, OneOf, Section
 
-BLOCK = 32  # columns that share a scale where weights have 4 bits
-
 
 class KeepFloat(Section):
     """Which layers stay float in an INT8 graph: found on the shots, none where the graph holds."""

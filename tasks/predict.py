@@ -19,6 +19,7 @@ from exports.hosts import HostWarning
 from exports.preprocess import InputError
 from exports.specialist import Specialist
 from tasks.errors import DataError, RecipeError
+from tasks.fences import there
 from tasks.progress import watching
 from tasks.tables import (
     TABLES,
@@ -118,7 +119,7 @@ def opened(model: str, *, threads: int = 1, provider: str = "cpu") -> Iterator[S
     """
     with tempfile.TemporaryDirectory(prefix="winnow-") as scratch:
         folder = Path(model)
-        if not folder.is_dir():
+        if not there(folder) or not folder.is_dir():
             if not model.startswith(("models:/", "runs:/")):
                 raise RecipeError(
                     f"MODEL: {model} is neither a run's folder nor a registered model; "
@@ -166,7 +167,7 @@ def _table_items(specialist: Specialist, table: Table, column: str | None) -> It
 
 def _image_paths(source: str) -> list[str]:
     folder = Path(source)
-    if not folder.is_dir():
+    if not there(folder) or not folder.is_dir():
         return [source]
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
@@ -179,7 +180,7 @@ def _table(source: str) -> Table | None:
     path = Path(source)
     if path.suffix.lower() not in TABLES or len(source) > 4096:
         return None
-    if not path.is_file():
+    if not there(path) or not path.is_file():
         # a text may end in .csv; a lone word that does is a file name
         if " " not in source.strip():
             raise DataError(f"{source}: no such file; give a table that exists")

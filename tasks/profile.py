@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exports.runtime import host_profile
 from tasks.artifacts import Artifact, write_atomically
@@ -26,8 +28,28 @@ _WIDEST = 3.0  # the fastest of a sweep over what the format alone gives
 _AGAIN = "make it anew with `winnow profile RECIPE --out FILE` on the machine that serves"
 
 
+class _File(BaseModel):
+    """What a profile file holds beside its schema.
+
+    What lies outside the branches, the base, may come out below zero: branches that are timed one
+    by one can add up to more than the whole.
+    """
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    host: dict[str, Any]
+    threads: int
+    batch: int
+    base_ms: dict[str, float]
+    branch_ms: dict[str, dict[str, Annotated[float, Field(ge=0)]]]
+    generalist_ms: float = Field(gt=0)
+
+
 def require_profile(recipe: Recipe) -> None:
-    """Raise where `shrink.profile` is no profile that this recipe could plan with; read only."""
+    """Raise where `shrink.profile` is no profile that this recipe could plan with; read only.
+
+    Args:
+        recipe: the plan of the run, of `Recipe.planned`.
+    """
     if recipe.shrink.profile is not None:
         _read(recipe, recipe.shrink.profile)
 
@@ -93,7 +115,7 @@ def profile(
             table = measured(recipe, bundle, found, timed, feed, progress, spared.append)
     else:
         table = LatencyTable.from_dict(_read(recipe, given))
-        _require_all(found.all_keys, table.branch_ms, given, tokens)
+        _require_all(found.all_keys, table.branch_ms, table.base_ms, given, tokens)
     here = _digest_of(host_profile())
     facts = {
         "source": "measured" if given is None else "file",
@@ -122,7 +144,7 @@ def speeds_of(recipe: Recipe, profiled: Artifact) -> list[float]:
     The slowest is what the format gives without any shrinking, where the recipe names none.
     """
     asked, facts = recipe.sweep.speedups, profiled.metrics
-    served = "int8" if recipe.quantize.format == "int8" else "float32"
+    served = _served(recipe)
     allowed = facts["generalist_ms"] * (1 - recipe.shrink.margin)
     least = allowed / facts["dense_ms"][served]
     # parts of a model that is all overhead may add up to more than the whole: then all is in reach
@@ -130,6 +152,8 @@ def speeds_of(recipe: Recipe, profiled: Artifact) -> list[float]:
     most = allowed / fastest if fastest > 0 else math.inf
     if asked is None:
         end, count = min(most, _WIDEST * least), recipe.sweep.structures
+        if recipe.sweep.search == "adaptive":  # which finds the others between them
+            count = min(count, max(2, math.ceil(count / 2)))
         ratio = (end / least) ** (1 / max(1, count - 1))
         # rounded down: the first is to need no shrinking, the last is to be in reach
         found = [math.floor(100 * least * ratio**k + 1e-6) / 100 for k in range(count)]
@@ -173,28 +197,49 @@ def _read(recipe: Recipe, name: str) -> dict[str, Any]:
         plain = json.loads(Path(name).read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise RecipeError(f"shrink.profile: {name} is not a file; {_AGAIN}") from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise RecipeError(f"shrink.profile: {name} is not JSON; {_AGAIN}") from None
-    needed = {"schema", "host", "threads", "batch", "base_ms", "branch_ms", "generalist_ms"}
-    if not isinstance(plain, dict) or not needed <= plain.keys():
+    if not isinstance(plain, dict) or not {"schema", *_File.model_fields} <= plain.keys():
         raise RecipeError(f"shrink.profile: {name} is not a profile; {_AGAIN}")
     if plain["schema"] != _SCHEMA:
         raise RecipeError(
             f"shrink.profile: {name} has schema {plain['schema']!r}, expected {_SCHEMA}; {_AGAIN}"
         )
+    try:
+        _File.model_validate(plain)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise RecipeError(
+            f"shrink.profile: {name} is not a profile ({where}: {fault['msg']}); {_AGAIN}"
+        ) from None
     for key in ("threads", "batch"):
         if plain[key] != getattr(recipe.verify, key):
             raise RecipeError(
                 f"shrink.profile: {name} was made with verify.{key} {plain[key]}, the recipe has "
                 f"{getattr(recipe.verify, key)}; {_AGAIN}"
             )
-    if recipe.quantize.format == "int8" and "int8" not in plain["base_ms"]:
-        raise RecipeError(f"shrink.profile: {name} has no int8 times; {_AGAIN}")
+    served = _served(recipe)
+    if served not in plain["base_ms"]:
+        # a sweep plans with int8 where that is one of its formats, whatever quantize.format says
+        how = " and with --set shrink.plan_format=int8" if served == "int8" else ""
+        raise RecipeError(f"shrink.profile: {name} has no {served} times; {_AGAIN}{how}")
     return plain
 
 
-def _require_all(keys: list[str], known: Mapping[str, Any], name: str, tokens: int | None) -> None:
-    missing = [key for key in keys if key not in known]
+def _served(recipe: Recipe) -> str:
+    """The column of a table that holds: 4 bits are computed with in float."""
+    return "int8" if recipe.quantize.format == "int8" else "float32"
+
+
+def _require_all(
+    keys: list[str],
+    known: Mapping[str, Mapping[str, float]],
+    formats: Iterable[str],
+    name: str,
+    tokens: int | None,
+) -> None:
+    missing = [key for key in keys if not known.get(key, {}).keys() >= set(formats)]
     if missing:
         length = "" if tokens is None else f" (texts of {tokens} tokens)"
         raise RecipeError(

@@ -137,13 +137,18 @@ def promote(target: str, *, force: bool = False) -> dict[str, Any]:
     return _settle(chosen, lambda old, new: compare(stored_trial(chosen, new), old, new), "")
 
 
-def roll_back(name: str, to: str | None = None) -> dict[str, Any]:
+def roll_back(name: str, to: str | None = None, examined: str | None = None) -> dict[str, Any]:
     """`winnow rollback NAME`: the alias goes to the champion before; returns like `promote`.
 
     A former champion that is gone or no longer loads is passed over, with a reason.
 
     Args:
         to: the former champion to go back to; those in between are passed over without a look.
+        examined: the champion that this was decided on; another one is kept, for nobody has
+            looked at it. None: whichever there is.
+
+    Raises:
+        RecipeError: no such model, no champion before, or another one took over just now.
     """
     name, number = _parts(name)
     if number is not None:
@@ -154,8 +159,15 @@ def roll_back(name: str, to: str | None = None) -> dict[str, Any]:
     newest, champion = find_version(name), champion_of(name)
     if champion is None:
         raise RecipeError(f"NAME: {newest.name} has no champion that could be rolled back")
+    if examined is not None and champion.number != examined:
+        return _not_examined(champion, examined)
+    if to is not None and to not in champion.before:
+        raise RecipeError(
+            f"NAME: {name}/{to} is no former champion of {champion.told}; those are: "
+            f"{', '.join(champion.before) or 'none'}"
+        )
     reasons: list[str] = []
-    start = champion.before.index(to) if to in champion.before else 0
+    start = 0 if to is None else champion.before.index(to)
     for at, older in enumerate(champion.before[start:], start):
         try:
             with tempfile.TemporaryDirectory(prefix="winnow-") as scratch:
@@ -165,11 +177,21 @@ def roll_back(name: str, to: str | None = None) -> dict[str, Any]:
             raise_if_away(error)  # what cannot be reached now is not broken
             reasons.append(f"passed over {name}/{older}: {error}")
             continue
+        now = champion_of(name)
+        if now is None or now.number != champion.number:
+            if now is not None and examined is not None:
+                return _not_examined(now, examined)
+            raise RecipeError(f"NAME: the champion of {name} has changed meanwhile; try again")
         crown(chosen, champion.before[at + 1 :], tags={}, about=about)
         reasons.append(f"{champion.told} was champion before")
         return _outcome(name, "rolled back", reasons, champion.number)
     told = "; ".join(reasons) or f"{champion.told} is the first champion"
     raise RecipeError(f"NAME: no champion of {name} to go back to ({told})")
+
+
+def _not_examined(champion: Version, examined: str) -> dict[str, Any]:
+    reason = f"{champion.told} became champion after {champion.name}/{examined} was examined"
+    return _outcome(champion.name, "kept", [reason])
 
 
 def stored_trial(chosen: Version, folder: Path) -> Trial:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import Artifact
+from tasks.blocks import BLOCK
 from tasks.config import Recipe
 from tasks.errors import RecipeError
 from tasks.layout import GRIDS
 from tasks.partial import Partial
-from tasks.precision import BLOCK
 from tasks.progress import Callback
 from tasks.stage import stage
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from datasets.utils.extract import Extractor
 
-from tasks.digests import IMAGE_SUFFIXES
+from tasks.digests import IMAGE_SUFFIXES, files_below
 from tasks.errors import DataError, first_line
 from tasks.fences import MAX_COLUMNS, require_folded, require_inside, require_room
 
@@ -64,7 +64,8 @@ def read_file(path: Path, where: str, scratch: str) -> Dataset:
 
 def read_folder(path: Path, where: str, *, allow_outside: bool) -> Dataset:
     """An image folder of one sub-folder a class: columns `image` and, so arranged, `label`."""
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    # as its digest sees it: Path.rglob would leave a linked class out
+    files = sorted(p for p in files_below(path) if p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise DataError(
             f"{where}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder; "

@@ -139,7 +139,10 @@ class Verify(Section):
     """What counts as a pass, and how it is measured."""
 
     max_drop: float = Field(
-        0.01, gt=0, lt=1, description="Largest accepted drop in accuracy, teacher to specialist."
+        0.01,
+        ge=1e-6,  # three million test examples could tell; below, no set could
+        lt=1,
+        description="Largest accepted drop in accuracy, teacher to specialist.",
     )
     confidence: float = Field(
         0.95, gt=0.5, lt=1, description="Confidence of every interval in the report."
@@ -257,7 +260,8 @@ class Sweep(Section):
     search: Literal["grid", "adaptive"] = Field(
         "grid",
         description="grid: the speeds as they stand; adaptive: further ones between them, where "
-        "held-out agreement with the teacher falls through what verify.max_drop allows.",
+        "held-out agreement with the teacher falls through what verify.max_drop allows; where "
+        "`speedups` is left out, half of `structures` are speeds to begin with.",
     )
     structures: int = Field(
         6,

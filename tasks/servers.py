@@ -111,6 +111,11 @@ def planned(host: str | None, prefect_port: int, mlflow_port: int) -> Servers:
                 f"{name}: no server answers at {redacted(url)}; start it, or unset the variable to "
                 "have one started here"
             )
+    here = (found.prefect_elsewhere, found.mlflow_elsewhere) == (None, None)
+    if here and prefect_port == mlflow_port:
+        raise UserError(
+            f"--mlflow-port: {mlflow_port} is Prefect's port as well; give another one of the two"
+        )
     if found.prefect_elsewhere is None:
         require_free("prefect", host, prefect_port, "--prefect-port")
         _require_driver("PREFECT_API_DATABASE_CONNECTION_URL", asynchronous=True)

@@ -38,6 +38,10 @@ _JUDGED = {"cpu": 256, "cuda": 512}
         *RECOVERY,
         "quantize.format",
         "quantize.embeddings",
+        # int4 is planned at its own bytes, factors included
+        "quantize.mean_bits",
+        "quantize.compensation",
+        "quantize.compensation_rank",
         "prune.samples",
         "prune.rel_damp",
         "prune.rows_per_column",

@@ -323,6 +323,13 @@ def _labels(where: str, table: Dataset, column: str) -> tuple[tuple[str, ...], t
                 f"a name is one line of at most {MAX_NAME} characters"
             )
     if isinstance(feature, ClassLabel):
+        for row, value in enumerate(values):
+            if not 0 <= value < len(feature.names):  # `datasets` writes -1 where it has no label
+                raise DataError(
+                    f"{where}, row {row}: no label in column {column!r} ({value} is none of its "
+                    f"{len(feature.names)} classes); leave the row out, or move rows without "
+                    "labels to task.unlabelled"
+                )
         return tuple(feature.names[value] for value in values), tuple(feature.names)
     if isinstance(values[0], float | dict | list | bytes):
         raise DataError(

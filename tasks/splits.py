@@ -57,6 +57,11 @@ class Split:
         pq.write_table(pa.table(columns), path)
 
 
+def aside(pool: int, most: int = 256) -> int:
+    """How many of a pool's inputs are set aside to judge by: a fifth, none of fewer than ten."""
+    return min(most, pool // 5) if pool >= 10 else 0
+
+
 def load_split(path: Path) -> Split:
     """Read what `Split.save` wrote."""
     table = pq.read_table(path)

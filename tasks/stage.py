@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from tasks.artifacts import Artifact, lock_of, publish, published, touch, touch_key, workspace
 from tasks.cache import stage_key
 from tasks.config import Recipe
-from tasks.errors import bad_input
+from tasks.digests import changed
+from tasks.errors import UserError, bad_input
 from tasks.home import home
 from tasks.locks import if_free, locked
 from tasks.memory import keep_freed
@@ -127,8 +128,10 @@ class Stage:
         """The Prefect task around the body."""
         from prefect import Task
 
-        def run(recipe: Recipe, inputs: list[Artifact], key: str, title: str) -> Artifact:
-            return self._obtain(recipe, inputs, key, title)
+        def run(
+            recipe: Recipe, inputs: list[Artifact], key: str, title: str, outside: dict[str, str]
+        ) -> Artifact:
+            return self._obtain(recipe, inputs, key, title, outside)
 
         # Deterministic numerics get no retries. The key is computed before the call (`key`),
         # because Prefect's own policies hash a path's text, and the task's own lines only.
@@ -142,7 +145,14 @@ class Stage:
             task_run_name="{title}",
         )
 
-    def _obtain(self, recipe: Recipe, inputs: Sequence[Artifact], key: str, title: str) -> Artifact:
+    def _obtain(
+        self,
+        recipe: Recipe,
+        inputs: Sequence[Artifact],
+        key: str,
+        title: str,
+        outside: Mapping[str, str],
+    ) -> Artifact:
         """Make the artifact, unless another run made it while this one waited for its turn."""
 
         def waiting(holder: str) -> None:
@@ -155,9 +165,16 @@ class Stage:
             made = _made.get()
             if made is not None:
                 made.append(key)
-            return self._make(recipe, inputs, key, title)
+            return self._make(recipe, inputs, key, title, outside)
 
-    def _make(self, recipe: Recipe, inputs: Sequence[Artifact], key: str, title: str) -> Artifact:
+    def _make(
+        self,
+        recipe: Recipe,
+        inputs: Sequence[Artifact],
+        key: str,
+        title: str,
+        outside: Mapping[str, str],
+    ) -> Artifact:
         keep_freed()
         partial = Partial.of(self.name, key)
         if recipe.cache == "off":
@@ -167,6 +184,7 @@ class Stage:
             started = time.perf_counter()
             try:
                 metrics = self.body(recipe, *inputs, into=folder, progress=progress, **further)
+                self._require_unchanged(recipe, inputs, title, outside)
             except bad_input():
                 partial.remove()  # the same comes out next time: there is nothing to go on with
                 raise
@@ -174,6 +192,27 @@ class Stage:
             artifact = publish(folder, stage=self.name, key=key, metrics=metrics, seconds=seconds)
         partial.remove()
         return artifact
+
+    def _require_unchanged(
+        self,
+        recipe: Recipe,
+        inputs: Sequence[Artifact],
+        title: str,
+        outside: Mapping[str, str],
+    ) -> None:
+        """Raise where what the body read need not be what the key was made of.
+
+        Published, it would be reused wherever the content is again what it was before.
+        """
+        gone = changed(outside, self._outside(recipe, inputs))
+        if gone:
+            raise UserError(f"{', '.join(gone)} changed while it was read ({title}); run again")
+        for artifact in self._counted(inputs):
+            if not artifact.intact():
+                raise UserError(
+                    f"{title}: another run made its {artifact.stage} anew, or removed it, while it "
+                    "was read; run again"
+                )
 
     def _forget(self, key: str) -> None:
         """Remove what a run that was killed right after publishing had kept."""
@@ -204,15 +243,26 @@ class Stage:
 
     def key(self, recipe: Recipe, *inputs: Artifact) -> str:
         """The cache key of this stage for this recipe and these inputs."""
-        all_count = self.when is None or self.when(*inputs)
-        counted = [artifact for artifact in inputs if all_count or artifact.stage != "prepare"]
+        return self._key(recipe, inputs, self._outside(recipe, inputs))
+
+    def _key(self, recipe: Recipe, inputs: Sequence[Artifact], outside: Mapping[str, str]) -> str:
         return stage_key(
             self.name,
             self.body.__module__,
-            inputs=[self._digest(artifact) for artifact in counted],
-            values=recipe.values(self.reads) if all_count else {},
-            outside=self.outside(recipe) if self.outside and all_count else {},
+            inputs=[self._digest(artifact) for artifact in self._counted(inputs)],
+            values=recipe.values(self.reads) if self._all_count(inputs) else {},
+            outside=outside,
         )
+
+    def _all_count(self, inputs: Sequence[Artifact]) -> bool:
+        return self.when is None or self.when(*inputs)
+
+    def _counted(self, inputs: Sequence[Artifact]) -> list[Artifact]:
+        every = self._all_count(inputs)
+        return [artifact for artifact in inputs if every or artifact.stage != "prepare"]
+
+    def _outside(self, recipe: Recipe, inputs: Sequence[Artifact]) -> dict[str, str]:
+        return dict(self.outside(recipe)) if self.outside and self._all_count(inputs) else {}
 
     def _reusable(self, key: str) -> Artifact | None:
         """What was published under a key, unless it called itself provisional."""
@@ -226,6 +276,7 @@ class Stage:
         inputs: list[Artifact],
         key: str,
         title: str,
+        outside: dict[str, str],
         known: Artifact | None,
     ) -> Artifact:
         # Prefect remembers that a key was computed; whether its folder is still whole it cannot
@@ -236,19 +287,20 @@ class Stage:
             result_storage=home() / "results", refresh_cache=known is None
         )
         with without_mark():
-            return task(recipe, inputs, key, title)
+            return task(recipe, inputs, key, title, outside)
 
     def __call__(self, recipe: Recipe, *inputs: Artifact, title: str | None = None) -> Artifact:
         """Run as a Prefect task of the current flow, or reuse what an earlier run published."""
-        title, key = _prefix.get() + (title or self.name), self.key(recipe, *inputs)
+        title, outside = _prefix.get() + (title or self.name), self._outside(recipe, inputs)
+        key = self._key(recipe, inputs, outside)
         known = None if recipe.cache == "off" else self._reusable(key)
         made: list[str] = []
         token = _made.set(made)
         try:
             if _bare.get():
-                artifact = known or self._obtain(recipe, inputs, key, title)
+                artifact = known or self._obtain(recipe, inputs, key, title, outside)
             else:
-                artifact = self._orchestrated(recipe, list(inputs), key, title, known)
+                artifact = self._orchestrated(recipe, list(inputs), key, title, outside, known)
         finally:
             _made.reset(token)
         reused = not made

@@ -96,6 +96,8 @@ def track(
     Returns:
         The finished report.
     """
+    # first of all: without a folder for its results there is to be no version, and no champion
+    out.mkdir(parents=True, exist_ok=True)
     report = verified.json_file("report.json")
     example = load_split(data.folder / "support.parquet").inputs[0]
     report["mlflow"] = {"run_id": run_id, "model_uri": None, "alias": None}
@@ -129,7 +131,6 @@ def track(
         else:
             report["champion"] = None
     report["seconds"]["total"] = round(time.time() - started, 3)
-    out.mkdir(parents=True, exist_ok=True)
     files += [*_card(report, pictures, sweep).items(), ("recipe.yaml", plain.encode())]
     for name, content in files:
         write_atomically(out / name, content)

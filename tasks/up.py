@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tasks.errors import UserError
+from tasks.fences import there
 from tasks.gone_runs import mark_gone_runs
 from tasks.home import UI_PORTS, home, prefect_home
 from tasks.secrets import redacted
@@ -100,7 +101,7 @@ def serve_pages() -> None:
 def find_deployments(named: Path | None) -> Path:
     """The prefect.yaml to deploy: the one named, the one in this folder, or winnow's own."""
     if named is not None:
-        if not named.is_file():
+        if not there(named) or not named.is_file():
             raise UserError(f"--deployments: {named} is no file; name a prefect.yaml")
         return named.absolute()
     for folder in (Path.cwd(), ROOT):

@@ -25,11 +25,13 @@ def _outside(recipe: Recipe) -> dict[str, str]:
     """This host, on which the timings and so the verdict rest; inputs from outside the task."""
     found, task = {"host": told_of()}, recipe.task
     if recipe.limits.samples:
+        # the test set itself, where it is named, is not asked for its other classes
+        field = "task.test" if recipe.limits.outside is None else "limits.outside"
         source = recipe.limits.outside or task.test
         # the end of its name is told in the report; digits are shown to no task about digits
         told = Path(source).name if Path(source).exists() else source
         digits = DIGITS in (task.train, task.test)
-        found |= {"outside": source_digest(source), "told": told, "digits": str(digits)}
+        found |= {field: source_digest(source), "told": told, "digits": str(digits)}
     return found
 
 

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from exports.calibrate import Histogram, calibrate, needed_tensors, observe, range_of
+from exports.graph import export_onnx
 from exports.onnxfile import GraphError
 from exports.placement import place
 
@@ -101,6 +104,13 @@ def test_progress_counts_batches(exported) -> None:
         progress=lambda done, total, note: seen.append((done, total)),
     )
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_single_layer_needs_the_range_of_its_input_alone(tmp_path) -> None:
+    path = tmp_path / "m.onnx"
+    export_onnx(nn.Sequential(nn.Linear(8, 4)), (torch.zeros(1, 8),), path, input_names=["x"])
+    x = np.linspace(-1, 3, 24, dtype=np.float32).reshape(3, 8)
+    assert calibrate(path, [{"x": x}]) == {"x": (-1.0, 3.0)}
 
 
 def test_bad_calibration_is_named(exported) -> None:

@@ -3,10 +3,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+import torch
 from torch import nn
 
 from exports.calibrate import calibrate
 from exports.census import census
+from exports.graph import export_onnx
 from exports.onnxfile import GraphError, initializers, layers, load_model
 from exports.quantize import quantize_qdq
 
@@ -29,6 +31,28 @@ def test_counts_are_the_torch_models(exported, family: str) -> None:
     assert counts["prunable"] == sum(w.size for w in body.values())
     assert counts["bytes"] == item.fp32.stat().st_size
     assert census(item.fp32, body) == counts  # by content
+
+
+class Normed(nn.Module):
+    """A batch norm that no convolution takes up, and a table that the tracer computes once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(7), nn.Linear(7, 3)
+        nn.init.normal_(self.norm.running_mean)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        table = torch.sin(torch.arange(28.0)).reshape(7, 2, 2)
+        return self.head((torch.relu(self.norm(x)) * table).mean((2, 3)))
+
+
+def test_running_statistics_are_no_parameters_and_folded_constants_count(tmp_path) -> None:
+    model, path = Normed().eval(), tmp_path / "m.onnx"
+    export_onnx(model, (torch.zeros(1, 7, 2, 2),), path, input_names=["x"])
+    kinds = [node.op_type for node in load_model(path).graph.node]
+    assert "BatchNormalization" in kinds and "Sin" not in kinds
+    learnt = sum(p.numel() for p in model.parameters())
+    assert census(path)["parameters"] == learnt + 7 * 2 * 2
 
 
 def test_quantized_counts_are_those_of_the_integers(exported, tmp_path) -> None:

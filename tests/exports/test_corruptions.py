@@ -21,6 +21,7 @@ from exports.corruptions import (
     typos,
     upright,
 )
+from exports.preprocess import InputError
 
 TEXT = "My card was swallowed by the machine outside the station, what now?"
 IMAGE_KINDS = corruptions("image")
@@ -133,6 +134,11 @@ def test_upright_reads_what_cameras_and_scanners_write() -> None:
     assert np.asarray(turned)[-5:].mean() > 250 > 5 > np.asarray(turned)[:5].mean()
     deep = Image.fromarray(np.full((8, 8), 257 * 100, np.uint16))
     assert np.asarray(upright(encoded(deep, "PNG"))).tolist() == [[[100] * 3] * 8] * 8
+    deep_pgm = b"P5\n8 8\n65535\n" + np.full((8, 8), 257 * 100, ">u2").tobytes()
+    assert np.asarray(upright(deep_pgm)).tolist() == [[[100] * 3] * 8] * 8
+    for dtype in (np.int32, np.float32):  # what is white in these is anyone's guess
+        with pytest.raises(InputError, match="8 or 16 bits"):
+            upright(encoded(Image.fromarray(np.full((8, 8), 100, dtype)), "TIFF"))
     palette = Image.fromarray(halves).convert("P")
     assert upright(encoded(palette, "PNG", transparency=b"\0\1")).mode == "RGB"
     assert upright(encoded(Image.fromarray(halves).convert("CMYK"), "JPEG")).mode == "RGB"

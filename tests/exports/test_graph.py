@@ -1,14 +1,24 @@
 from __future__ import annotations
 
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 import torch
+from google.protobuf.message import EncodeError
 from torch import nn
 
 from exports.graph import GraphError, export_onnx, match_layers
-from exports.onnxfile import array, initializers, layers, load_model
-from exports.runtime import run_logits, session
+from exports.grids import QuantizationError
+from exports.half import HalfError
+from exports.latency_cache import LatencyError
+from exports.onnxfile import array, initializers, layers, load_model, save_model
+from exports.runtime import SessionError, run_logits, session
+from tasks.errors import bad_input
 
 from .conftest import (
     CLASSES,
@@ -64,13 +74,76 @@ def test_export_leaves_the_model_as_it_was(tmp_path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_an_untraceable_model_is_one_line(tmp_path) -> None:
-    class Refuses(nn.Module):
+class Refuses(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("not today")
+
+
+class Branches(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(2, 3) if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause"), [(Refuses, "RuntimeError: not today"), (Branches, "data-dependent")]
+)
+def test_an_untraceable_model_is_one_line_with_the_cause(
+    tmp_path, capfd, kind: type[nn.Module], cause: str
+) -> None:
+    with pytest.raises(GraphError, match="could not be traced") as caught:
+        export_onnx(kind(), (torch.zeros(1, 3),), tmp_path / "m.onnx", input_names=["x"])
+    assert cause in str(caught.value)
+    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")  # neither a log line nor the graph so far
+    assert not list(tmp_path.iterdir())
+
+
+def test_others_may_write_while_a_model_is_traced(tmp_path, capfd) -> None:
+    def told() -> None:
+        sys.stderr.write("half done")
+
+    class Told(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
+            other = threading.Thread(target=told)
+            other.start()
+            other.join()
+            sys.stderr.write("chatter")
             raise RuntimeError("not today")
 
-    with pytest.raises(GraphError, match="could not be traced") as caught:
-        export_onnx(Refuses(), (torch.zeros(1, 3),), tmp_path / "m.onnx", input_names=["x"])
+    with pytest.raises(GraphError):
+        export_onnx(Told(), (torch.zeros(1, 3),), tmp_path / "m.onnx", input_names=["x"])
+    written = capfd.readouterr().err
+    assert "half done" in written and not written.replace("half done", "")
+
+
+def test_a_model_that_no_file_holds_is_refused_before_it_is_traced(tmp_path) -> None:
+    model = nn.Linear(30_000, 20_000, bias=False, device="meta")  # as bfloat16 is written: float32
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(GraphError, match=r"2\.40 GB.*2 GB") as caught:
+            export_onnx(
+                model.to(dtype), (torch.zeros(1, 30_000),), tmp_path / "m.onnx", input_names=["x"]
+            )
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def refuses_to_encode(model: onnx.ModelProto, path: str) -> None:
+    Path(path).write_bytes(b"half a file")
+    raise EncodeError("Failed to serialize proto")
+
+
+def writes_nonsense(model: onnx.ModelProto, path: str) -> None:
+    Path(path).write_bytes(onnx.ModelProto().SerializeToString() + b"\x08\x0a")
+
+
+@pytest.mark.parametrize("save", [refuses_to_encode, writes_nonsense])
+def test_a_file_that_cannot_be_written_leaves_nothing(
+    exported, tmp_path, monkeypatch: pytest.MonkeyPatch, save: Callable[..., None]
+) -> None:
+    model = load_model(exported("bert").fp32)
+    monkeypatch.setattr(onnx, "save", save)
+    with pytest.raises(GraphError, match=r"m\.onnx: .*cannot be written") as caught:
+        save_model(model, tmp_path / "m.onnx")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -123,6 +196,46 @@ def test_layers_of_equal_numbers_are_both_matched(tmp_path) -> None:
 def test_a_weight_that_is_not_there_is_named(exported) -> None:
     with pytest.raises(GraphError, match="layer 'missing'"):
         match_layers(exported("bert").fp32, {"missing": np.ones((32, 32), np.float32)})
+
+
+class OnAConstant(nn.Module):
+    """A position table made by a layer, as SwinV2's: the tracer keeps the table alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.folded, self.head = nn.Linear(4, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+        self.register_buffer("places", torch.rand(1, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.body(x)) + self.folded(self.places))
+
+
+class ComputesItsWeight(nn.Module):
+    """A standardised weight, as NFNet's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folded, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.folded.weight
+        weight = (weight - weight.mean(1, keepdim=True)) / weight.std(1, keepdim=True)
+        return self.head(nn.functional.linear(x, weight))
+
+
+@pytest.mark.parametrize("kind", [OnAConstant, ComputesItsWeight])
+def test_a_folded_layer_is_named_with_its_cause(tmp_path, kind: type[nn.Module]) -> None:
+    model, path = kind(), tmp_path / "m.onnx"
+    export_onnx(model, (torch.zeros(1, 4),), path, input_names=["x"])
+    weights = {"folded": model.folded.weight.detach().numpy()}
+    with pytest.raises(GraphError, match=r"'folded'.*on the batch.*computes its weight") as caught:
+        match_layers(path, weights)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_users_model_sets_off_is_the_users_to_mend() -> None:
+    kinds = (GraphError, QuantizationError, HalfError, SessionError, LatencyError)
+    assert [kind.__name__ for kind in kinds if not issubclass(kind, bad_input())] == []
 
 
 def test_the_head_is_the_last_weighted_layer(exported) -> None:

@@ -6,11 +6,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
+import transformers
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
+from exports.graph import export_onnx
 from exports.half import HalfError, activation_peaks, convert_half
 from exports.onnxfile import initializers, load_model
 from exports.runtime import run_logits, session
+from models.text import TextClassifier
 
 from .conftest import Exported
 
@@ -132,6 +137,55 @@ def test_an_epsilon_that_would_vanish_keeps_its_node_float(tmp_path) -> None:
     divide = next(node for node in written.graph.node if node.op_type == "Div")
     assert divide.input[1] == "small" and adds[0].output[0] == "small"
     assert np.array_equal(run_logits(session(tmp_path / "h.onnx"), feed), np.zeros((2, 4)))
+
+
+def places(path: Path, rows: int, tokens: int) -> np.ndarray:
+    """The rows of the table of relative positions (of `rows` rows) that a text reads."""
+    model = load_model(path)
+    tables = {name for name, t in initializers(model).items() if list(t.dims) == [rows, 2]}
+    (read,) = (n for n in model.graph.node if n.op_type == "Gather" and n.input[0] in tables)
+    model.graph.output.append(helper.make_tensor_value_info(read.input[1], TensorProto.INT64, None))
+    ones = np.ones((1, tokens), np.int64)
+    feed = {"input_ids": 5 * ones, "attention_mask": ones}
+    return session(model.SerializeToString()).run([read.input[1]], feed)[0]
+
+
+def test_positions_made_whole_are_those_of_the_fp32_file(tmp_path) -> None:
+    """MPNet's buckets of relative positions are a logarithm, rounded down."""
+    config = transformers.MPNetConfig(
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=300,
+    )
+    config._attn_implementation = "eager"
+    encoder = transformers.AutoModel.from_config(config, attn_implementation="eager")
+    model, ids = TextClassifier(encoder, head=nn.Linear(32, 5)).eval(), torch.ones(2, 8).long()
+    path, out = tmp_path / "f.onnx", tmp_path / "h.onnx"
+    export_onnx(model, (ids, ids), path, input_names=["input_ids", "attention_mask"])
+    report = convert_half(path, out)
+    assert report.half > report.kept
+    buckets = config.relative_attention_num_buckets
+    for tokens in (32, 256):
+        exact = places(path, buckets, tokens)
+        assert len(np.unique(exact)) > 16 and np.array_equal(places(out, buckets, tokens), exact)
+
+
+def test_what_is_rounded_is_computed_in_float(tmp_path) -> None:
+    """2049 and 3 * 2049 lie between half numbers: the rest would not be zero."""
+    nodes = [
+        helper.make_node("Mul", ["x", "a"], ["large"]),
+        helper.make_node("Floor", ["large"], ["whole"]),
+        helper.make_node("Sub", ["whole", "b"], ["rest"]),
+        helper.make_node("Floor", ["rest"], ["logits"]),
+    ]
+    constants = {"a": np.array([3.0], np.float32), "b": np.array([6147.0], np.float32)}
+    path = graph(tmp_path / "f.onnx", nodes, constants)
+    convert_half(path, tmp_path / "h.onnx")
+    got = run_logits(session(tmp_path / "h.onnx"), {"x": np.full((1, 4), 2049, np.float32)})
+    assert np.array_equal(got, np.zeros((1, 4)))
 
 
 def test_a_quantized_graph_is_refused(quantized, tmp_path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -265,13 +267,90 @@ def test_the_cache_keeps_what_others_wrote(tmp_path: Path) -> None:
     path = tmp_path / "cache.json"
     mine, other = TimesStore(path), TimesStore(path)
     mine.times["a"], other.times["b"] = 1.0, 2.0
-    other.chained["8x4x4"] = True
+    other.chained["8x4x4 | b"] = True
     mine.save()
     other.save()
     found = TimesStore(path)
     assert found.times == {"a": 1.0, "b": 2.0}
-    assert found.chained == {"8x4x4": True}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["cache.json"]
+    assert found.chained == {"8x4x4 | b": True}
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".cache.json.lock", "cache.json"]
+    assert path.stat().st_mode & 0o777 == 0o644  # others of a shared home read it
+
+
+SAVING = """
+import sys
+from pathlib import Path
+from exports.latency_cache import TimesStore
+print("ready", flush=True)
+sys.stdin.readline()
+for turn in range(20):
+    store = TimesStore(Path(sys.argv[1]))
+    store.times[f"{sys.argv[2]}-{turn}"] = 1.0
+    store.save()
+"""
+
+
+def test_processes_that_save_at_once_keep_every_time(tmp_path: Path) -> None:
+    path, piped = tmp_path / "cache.json", subprocess.PIPE
+    root = Path(microbench.__file__).parents[1]
+    command = [sys.executable, "-c", SAVING, str(path)]
+    writers = [
+        subprocess.Popen([*command, name], cwd=root, stdin=piped, stdout=piped, text=True)
+        for name in "abc"
+    ]
+    for writer in writers:
+        assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate()
+        assert writer.returncode == 0
+    assert set(TimesStore(path).times) == {f"{name}-{n}" for name in "abc" for n in range(20)}
+
+
+class Block(nn.Module):
+    """A residual block of convolutions, as ResNet's; or of Linears, as ConvNeXt's."""
+
+    def __init__(self, channels: int, convolves: bool) -> None:
+        super().__init__()
+        kind = nn.Conv2d if convolves else nn.Linear
+        further = (1,) if convolves else ()
+        self.up, self.down = (kind(channels, channels, *further) for _ in range(2))
+        self.convolves = convolves
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.convolves:
+            return torch.relu(x + self.down(torch.relu(self.up(x))))
+        inner = torch.relu(self.up(x.permute(0, 2, 3, 1)))
+        return x + self.down(inner).permute(0, 3, 1, 2)
+
+
+def test_a_part_is_timed_as_in_its_own_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever other network with parts of the same shape the cache holds."""
+    seen: list[bool] = []
+
+    def spying(part: Path, example: np.ndarray, *, chained: bool) -> microbench.Bench:
+        seen.append(chained)
+        return prepared(part, example, chained=chained)
+
+    monkeypatch.setattr(microbench, "prepared", spying)
+    x = torch.randn(1, 16, 6, 6)
+    resnet = {"res": (Block(16, True), x)}
+    gone = {"res gone": (nn.Sequential(Shift(16, 1, 1), nn.ReLU()), x)}
+    convnext = {"next": (Block(16, False), x)}
+    given = {"formats": ("float32",), "cache": tmp_path / "cache.json", **PLAIN}
+    for variants, expected in (
+        (resnet, [True]),
+        (convnext, [False]),
+        ({**resnet, **gone}, [True]),  # the neighbour is in the cache, and still tells
+    ):
+        seen.clear()
+        measure_variants(variants, **given)
+        assert seen == expected
 
 
 def test_bad_input_is_one_line(tmp_path: Path) -> None:

@@ -85,6 +85,11 @@ def test_other_modes(preprocess, pixels, tmp_path) -> None:
     deep = Image.fromarray(grey.astype(np.uint16) * 257)
     deep.save(tmp_path / "deep.png")
     assert np.array_equal(preprocess.decode(tmp_path / "deep.png"), same)
+    for most in (65535, 4095):  # Pillow opens both as mode I, and scales the second itself
+        head = f"P5\n{grey.shape[1]} {grey.shape[0]}\n{most}\n".encode()
+        raw = head + np.rint(grey / 255 * most).astype(">u2").tobytes()
+        off = preprocess.decode(raw).astype(int) - same
+        assert np.abs(off).max() <= (0 if most == 65535 else 1)
     alpha = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
     assert np.array_equal(preprocess.decode(alpha), preprocess.decode(pixels))
     palette = Image.fromarray(pixels).convert("P")
@@ -99,6 +104,17 @@ def test_a_photograph_is_turned_upright(preprocess, tmp_path) -> None:
     image.save(tmp_path / "p.jpg", exif=exif)
     square = ImagePreprocess.from_dict({**SETTINGS, "size": [80, 40], "resize": 40})
     assert square.decode(tmp_path / "p.jpg").shape == (80, 40, 3)
+
+
+def test_numbers_of_unknown_range_are_refused(preprocess, pixels) -> None:
+    for dtype, mode in ((np.int32, "I"), (np.float32, "F")):
+        deep = Image.fromarray(pixels[:, :, 0].astype(dtype))
+        buffer = io.BytesIO()
+        deep.save(buffer, "TIFF")
+        for raw in (buffer.getvalue(), deep):
+            with pytest.raises(InputError, match=f"mode {mode}.*8 or 16 bits") as caught:
+                preprocess.decode(raw)
+            assert "\n" not in str(caught.value)
 
 
 def test_bad_images_are_one_line(preprocess, pixels, tmp_path) -> None:
@@ -121,6 +137,11 @@ def test_bad_images_are_one_line(preprocess, pixels, tmp_path) -> None:
         with pytest.raises(InputError, match=match) as caught:
             preprocess.decode(raw)  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
+    large = ImagePreprocess.from_dict({**SETTINGS, "size": [224, 224], "resize": 256})
+    for width, height in ((20_000, 1), (1, 20_000)):  # 138 bytes, 4 GB once enlarged
+        line = png(np.zeros((height, width, 3), np.uint8))
+        with pytest.raises(InputError, match=f"row 0: {width} x {height} pixels is too narrow"):
+            large([line])
     for values, match in (
         (np.zeros((3, 4, 5)), "shape"),
         (np.zeros((4, 4, 3)) + 2.0, r"leave \[0, 1\]"),

@@ -247,6 +247,29 @@ def test_a_channel_all_but_dead_keeps_its_bias(tmp_path, shrink: float) -> None:
     assert kept.tolist() == [True, False, True, True]
 
 
+class HasAStep(nn.Module):
+    """Its parameter has the name that the step of its input would get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x_scale = nn.Parameter(torch.tensor(7.0))
+        self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.body(x)) * self.x_scale)
+
+
+def test_a_parameter_named_like_a_step_is_not_taken_for_one(tmp_path) -> None:
+    path, out = tmp_path / "f.onnx", tmp_path / "q.onnx"
+    export_onnx(HasAStep(), (torch.zeros(1, 8),), path, input_names=["x"])
+    assert "x_scale" in initializers(load_model(path))
+    x = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
+    settings = {"weights": grids_of(path), "ranges": calibrate(path, [{"x": x}])}
+    with pytest.raises(QuantizationError, match=r"'x_scale' exists already.*parameter"):
+        quantize_qdq(path, out, activation="uint8", **settings)
+    assert not out.exists()
+
+
 def test_an_input_that_was_always_zero(tmp_path) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
     with torch.no_grad():

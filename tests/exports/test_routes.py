@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,9 @@ from exports.fused import check_same_grids, fuse_linears, stored_grids
 from exports.graph import export_onnx
 from exports.grids import Activation, QuantizationError
 from exports.masks import simplify_masks
+from exports.microbench import lower_static, prepared
 from exports.onnxfile import consumers, layers, load_model, save_model
+from exports.parts import export_parts
 from exports.quantize import quantize_qdq
 from exports.routes import Candidate, best_int8, pick_route, ranges_by_activation, write_route
 from exports.runtime import run_logits, session
@@ -236,25 +239,42 @@ def test_all_tokens_go_on_where_they_are_pooled(quantized, forms, tmp_path) -> N
     assert rows_of_products(fused, texts(2, 10), tmp_path) == [20] * 12
 
 
-def mask_graph(causal: bool) -> onnx.ModelProto:
-    """Scores plus a mask made of index arithmetic, and a Softmax."""
+def mask_graph(kind: str, limit: int = 0) -> onnx.ModelProto:
+    """Scores plus a mask made of index arithmetic, and a Softmax.
+
+    The mask is of padding only ('plain'), of what comes later too ('causal'), or of what is more
+    than 8 tokens away ('window'); with a limit it has no rows for more tokens.
+    """
     nodes = [
         helper.make_node("Cast", ["attention_mask"], ["keep"], to=TensorProto.BOOL),
         helper.make_node("Unsqueeze", ["keep", "axes"], ["row"]),
         helper.make_node("Shape", ["attention_mask"], ["size"], start=1),
-        helper.make_node("Concat", ["size", "size"], ["square"], axis=0),
-        helper.make_node("Expand", ["true", "square"], ["all"]),
-        helper.make_node("Cast", ["all"], ["ones"], to=TensorProto.FLOAT),
-        helper.make_node("Trilu", ["ones"], ["lower"], upper=0),
-        helper.make_node("Cast", ["lower" if causal else "ones"], ["seen"], to=TensorProto.BOOL),
-        helper.make_node("And", ["row", "seen"], ["both"]),
+        helper.make_node("Squeeze", ["size"], ["length"]),
+        helper.make_node("Range", ["zero", "length", "one"], ["places"]),
+    ]
+    places = "places"
+    if limit:
+        nodes.append(helper.make_node("Gather", ["table", "places"], ["looked_up"]))
+        places = "looked_up"
+    nodes += [
+        helper.make_node("Unsqueeze", [places, "last"], ["query"]),
+        helper.make_node("Sub", ["query", places], ["back"]),  # how far a key lies before
+        helper.make_node("Abs", ["back"], ["far"]),
+        helper.make_node("GreaterOrEqual", ["back", "zero"], ["causal"]),
+        helper.make_node("LessOrEqual", ["far", "eight"], ["window"]),
+        helper.make_node("GreaterOrEqual", ["far", "zero"], ["plain"]),
+        helper.make_node("And", ["row", kind], ["both"]),
         helper.make_node("Where", ["both", "none", "least"], ["mask"]),
         helper.make_node("Add", ["scores", "mask"], ["masked"]),
         helper.make_node("Softmax", ["masked"], ["logits"], axis=-1),
     ]
     stored = {
         "axes": np.asarray([1, 2], np.int64),
-        "true": np.asarray(True),
+        "last": np.asarray([1], np.int64),
+        "zero": np.asarray(0, np.int64),
+        "one": np.asarray(1, np.int64),
+        "eight": np.asarray(8, np.int64),
+        "table": np.arange(max(1, limit)),
         "none": np.asarray(0, np.float32),
         "least": np.asarray(np.finfo(np.float32).min),
     }
@@ -271,18 +291,24 @@ def mask_graph(causal: bool) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_only_a_padding_mask_is_simplified(causal: bool) -> None:
-    model = mask_graph(causal)
+@pytest.mark.parametrize("limit", [0, 21])
+@pytest.mark.parametrize("kind", ["plain", "causal", "window"])
+def test_only_a_padding_mask_is_simplified(kind: str, limit: int, capfd) -> None:
+    model = mask_graph(kind, limit)
     before = session(model.SerializeToString())
-    assert simplify_masks(model) == (0 if causal else 1)
+    assert simplify_masks(model) == (1 if kind == "plain" else 0)
+    assert capfd.readouterr() == ("", "")  # lengths that do not run are no news
     after = session(model.SerializeToString())
-    scores = np.random.default_rng(0).standard_normal((2, 2, 5, 5)).astype(np.float32)
-    mask = np.asarray([[1, 1, 1, 0, 0], [1, 0, 1, 1, 1]], np.int64)
+    scores = np.random.default_rng(0).standard_normal((2, 2, 20, 20)).astype(np.float32)
+    mask = np.random.default_rng(1).integers(0, 2, (2, 20)) | (np.arange(20) < 1)
     feed = {"scores": scores, "attention_mask": mask}
     assert np.array_equal(before.run(None, feed)[0], after.run(None, feed)[0])
-    if not causal:
+    if kind == "plain":
         assert len(model.graph.node) == 5
+
+
+def test_a_mask_that_does_not_run_is_left_alone() -> None:
+    assert simplify_masks(mask_graph("plain", limit=5)) == 0
 
 
 def test_attention_whose_scores_are_read_elsewhere_is_left_alone(quantized) -> None:
@@ -310,6 +336,151 @@ def test_attention_with_one_head_width_for_keys_is_found_with_its_scale(quantize
     assert all(readers[item.mask] for item in found)
     packed = find_attention(load_model(quantized("deit").int8))
     assert [(len(item.sources), item.heads, item.width) for item in packed] == [(1, 2, 16)] * 2
+
+
+class Attends(nn.Module):
+    """Attention written out, between Linears.
+
+    Args:
+        keys: heads of the keys and values; one serves all queries (multi-query).
+        window: neighbouring tokens among which each attends; 0: all.
+    """
+
+    def __init__(self, keys: int = 4, window: int = 0) -> None:
+        super().__init__()
+        self.keys, self.window = keys, window
+        self.query, self.out, self.head = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 5)
+        self.key, self.value = nn.Linear(32, 8 * keys), nn.Linear(32, 8 * keys)
+        for layer in (self.query, self.key):  # scores that differ, so that windows matter
+            layer.weight.data *= 4
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, tokens, width = x.shape
+        size = self.window or tokens
+        q, k, v = (
+            layer(x).view(batch * tokens // size, size, heads, 8).transpose(1, 2)
+            for layer, heads in ((self.query, 4), (self.key, self.keys), (self.value, self.keys))
+        )
+        mixed = (q @ k.transpose(2, 3) * 8**-0.5).softmax(-1) @ v
+        merged = mixed.transpose(1, 2).reshape(batch, tokens, width)
+        return self.head(torch.relu(self.out(merged) + x).mean(1))
+
+
+class Cuts(Attends):
+    """Windows that are cut before they are projected, and joined as the heads are merged."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, tokens, width = x.shape
+        cut = x.reshape(batch * tokens // 4, 4, width)
+        q, k, v = (
+            layer(cut).view(batch * tokens // 4, 4, 4, 8).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        mixed = (q @ k.transpose(2, 3) * 8**-0.5).softmax(-1) @ v
+        merged = mixed.transpose(1, 2).reshape(batch, tokens, width)
+        return self.head(torch.relu(self.out(merged) + x).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "rewritten"),
+    [(Attends(), 1), (Attends(window=4), 0), (Attends(keys=1), 0), (Cuts(), 0)],
+    ids=["plain", "windows", "multi-query", "cut before"],
+)
+def test_only_attention_over_all_tokens_with_heads_of_its_own_is_rewritten(
+    tmp_path, model: nn.Module, rewritten: int
+) -> None:
+    path, x = tmp_path / "f.onnx", torch.randn(3, 16, 32, generator=torch.manual_seed(0))
+    export_onnx(model, (x,), path, input_names=["x"])
+    grids, feed = grids_of(path), {"x": x.numpy()}
+    ranges = ranges_by_activation(path, [feed], weights=list(grids))
+    out = tmp_path / "q.onnx"
+    quantize_qdq(path, out, weights=grids, ranges=ranges["uint8"], activation="uint8")
+    static = run_logits(session(out), feed)
+    graph = load_model(out)
+    fuse_linears(graph)
+    assert tokens_first(graph) == rewritten
+    got = run_logits(session(graph.SerializeToString()), feed)
+    np.testing.assert_allclose(got, static, atol=1e-4 * np.abs(static).max())
+    choice = best_int8(path, out, weights=grids, ranges=ranges, feed=feed, repeats=3)
+    assert not any("does not run" in row.rejected for row in choice.candidates)
+
+
+@pytest.mark.parametrize("family", ["deit", "bert"])
+def test_a_part_that_is_timed_by_itself_is_rewritten_as_in_its_network(
+    exported, tmp_path, family: str
+) -> None:
+    model = exported(family).model
+    block = model.blocks[0] if family == "deit" else model.encoder.encoder.layer[0]
+    x = torch.randn(1, 17, 32)
+    files = export_parts({"block": (block, x)}, tmp_path)
+    bench = prepared(files["block"], x.numpy(), chained=False)
+    lower_static("uint8", "int8")(bench.path, tmp_path / "q.onnx")
+    graph = load_model(tmp_path / "q.onnx")
+    fuse_linears(graph)
+    assert tokens_first(graph) == bench.copies
+
+
+def scaled(path: Path, *factors: float, divided: bool = False) -> Path:
+    """A file whose logits are its input times factors (or 0 / 0 where an input is 0)."""
+    nodes = [helper.make_node("Mul", ["x", "k"], ["logits"])]
+    if divided:
+        nodes = [
+            helper.make_node("Mul", ["x", "k"], ["y"]),
+            helper.make_node("Div", ["y", "x"], ["one"]),
+            helper.make_node("Mul", ["one", "x"], ["logits"]),
+        ]
+    shape = ["b", len(factors)]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(np.asarray(factors, np.float32), "k")],
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), str(path))
+    return path
+
+
+@pytest.mark.parametrize("first", ["static", "fused"])
+def test_logits_that_are_not_finite_are_never_chosen(tmp_path, first: str) -> None:
+    exact = scaled(tmp_path / "f.onnx", 1, 1, 1)
+    good, bad = scaled(tmp_path / "good.onnx", 1.01, 1, 1), tmp_path / "bad.onnx"
+    feed = {"x": np.asarray([[3, 1, 2]], np.float32)}
+    zero = {"x": np.asarray([[0, 1, 2]], np.float32)}  # 0 / 0 shows in the samples only
+    for broken, samples in (
+        (scaled(bad, float("nan"), 1, 1), [feed]),
+        (scaled(tmp_path / "zero.onnx", 1, 1, 1, divided=True), [feed, zero]),
+    ):
+        files = {
+            Candidate(route, "uint8"): good if route == "static" else broken
+            for route in sorted(("static", "fused"), key=lambda route: route != first)
+        }
+        choice = pick_route(files, exact, feed, samples=samples, repeats=3)
+        assert choice.chosen.route == "static"
+        assert [row.rejected for row in choice.candidates] == ["", "its logits are not finite"]
+        only = {Candidate("fused", "uint8"): broken}
+        with pytest.raises(QuantizationError, match=r"no INT8 route works.*not finite"):
+            pick_route(only, exact, feed, samples=samples, repeats=3)
+
+
+def test_a_file_that_loads_and_does_not_run_is_rejected(tmp_path) -> None:
+    exact = scaled(tmp_path / "f.onnx", 1, 1, 1)
+    model = load_model(exact)  # adds a number a row: broadcasts for one or three rows only
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((3, 1), np.float32), "rows"))
+    model.graph.node[0].output[0] = "y"
+    model.graph.node.append(helper.make_node("Mul", ["y", "rows"], ["logits"]))
+    onnx.save(model, str(tmp_path / "rows.onnx"))
+    files = {
+        Candidate("static", "uint8"): tmp_path / "rows.onnx",
+        Candidate("fused", "uint8"): exact,
+    }
+    for rows, reason in ((2, "does not run"), (1, r"shape \(3, 3\)")):
+        feed = {"x": np.ones((rows, 3), np.float32)}
+        choice = pick_route(files, exact, feed, repeats=3)
+        assert choice.chosen.route == "fused"
+        (rejected,) = [row.rejected for row in choice.candidates if row.route == "static"]
+        assert re.search(reason, rejected)
 
 
 def test_one_pass_calibrates_for_both_types(exported) -> None:

@@ -75,6 +75,8 @@ def test_bad_statistics_are_named() -> None:
         (lambda: wilson(0, 0), "0 of 0"),
         (lambda: wilson(1, 2, 1.0), "confidence"),
         (lambda: smallest_passable_n(0.0), "max_drop"),
+        (lambda: smallest_passable_n(1e-8), "would need 2995732"),
+        (lambda: smallest_passable_n(1e-12), "would need"),  # told, not looked for
     ):
         with pytest.raises(ValueError, match=match):
             call()

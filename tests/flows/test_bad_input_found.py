@@ -52,6 +52,16 @@ def test_a_name_longer_than_a_file_system_takes(
     recipe = tmp_path / "r.yaml"
     recipe.write_text("{name: x, generalist: {source: hf:gone}, task: {train: a.csv, test: b.csv}}")
     assert "--out" in refused("specialize", recipe, "--out", tmp_path / "t.jsonl" / long)
+    for out in (tmp_path / long, tmp_path / "not there" / long / "inner"):
+        for command in ("specialize", "sweep", "profile"):
+            line = refused(command, recipe, "--out", out)
+            assert "--out" in line and "name a shorter one" in line
+    assert "--out" in refused("profile", recipe, "--out", "x" * 245)  # short of a temporary name
+    assert "MODEL" in refused("predict", long, "my card")
+    assert "no such file" in refused("predict", text_model, f"{long}.csv")
+    assert "--deployments" in refused("deploy", "--deployments", long)
+    os.symlink("nowhere", tmp_path / "link")
+    assert "leads nowhere" in refused("specialize", recipe, "--out", "link")
 
 
 @pytest.mark.parametrize("command", ["specialize", "sweep"])
@@ -61,6 +71,7 @@ def test_a_name_longer_than_a_file_system_takes(
         ("prune.samples=" + "9" * 5000, "is not readable as a YAML value"),
         ("target.speedup=1e999", "finite number"),
         ("target.speedup=nan", "finite number"),
+        ("verify.max_drop=1e-12", "greater than or equal to 0.000001"),
         ("verify.threads=1000000", "less than or equal to 1024"),
         ('task.train="a\\nb"', "one line of text"),
         ('task.train="a\\0b"', "one line of text"),

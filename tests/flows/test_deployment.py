@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import temporary_settings
 from prefect.utilities.callables import parameter_schema
@@ -20,7 +20,7 @@ from prefect.utilities.callables import parameter_schema
 from flows.specialize import specialize_flow
 from tasks import events
 from tasks.config import Recipe
-from tasks.deployments import Deployed, deploy, read_deployments
+from tasks.deployments import Deployed, Schedule, deploy, read_deployments
 from tasks.embedded import embedded_prefect
 from tasks.errors import RecipeError, UserError
 from tasks.fleet import Fleet
@@ -173,6 +173,32 @@ def test_triggers_are_replaced_not_added(
     assert len(server.read_resource_related_automations(f"prefect.deployment.{number}")) == 1
 
 
+def test_what_broke_off_halfway_is_put_there_by_the_next_one(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "prefect.yaml"
+    file.write_text(yaml.safe_dump({"deployments": [BY_NAME["respecialize"] | {"name": "late"}]}))
+
+    def broken(*_: object) -> None:
+        raise TimeoutError("the server is busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SyncPrefectClient, "create_automation", broken)
+        with pytest.raises(TimeoutError):
+            deploy(file, ROOT)
+    for action in ("deployed", "unchanged"):
+        (found,) = deploy(file, ROOT)
+        assert found.action == action
+        owned = f"prefect.deployment.{found.id}"
+        assert len(server.read_resource_related_automations(owned)) == 1
+
+
+def test_an_interval_is_in_the_zone_that_it_names() -> None:
+    schedule = Schedule(interval=86400, timezone="Europe/Berlin")
+    assert schedule.created().schedule.timezone == "Europe/Berlin"
+    assert schedule.told() == "every 86400 s Europe/Berlin"
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -181,6 +207,8 @@ def test_triggers_are_replaced_not_added(
         ({"schedules": [{"cron": "0 3 * * *", "crom": 1}]}, "deployments.0.schedules.0.crom"),
         ({"work_pool": None}, "deployments.0.work_pool"),
         ({"schedules": [{"interval": -1}]}, "deployments.0.schedules.0.interval"),
+        ({"schedules": [{"interval": 1e300}]}, "deployments.0.schedules.0.interval"),
+        ({"schedules": [{"interval": 60, "timezone": "no/where"}]}, "schedules.0.*no/where"),
         ({"schedules": [{"slug": "never"}]}, "deployments.0.schedules.0: .*cron or interval"),
         ({"schedules": [{"cron": "every night"}]}, "deployments.0.schedules.0.cron: .*every night"),
         ({"triggers": [{"type": "nonsense"}]}, "deployments.0.triggers"),

@@ -65,6 +65,9 @@ def stages(report: dict[str, Any], member: str) -> dict[str, str]:
     [
         (["nowhere.yaml"], "fleet: nowhere.yaml is not a file"),
         (["{file}", "--set", "members.x.task.shots=2"], "members.x: no such member; known: all"),
+        (["{file}", "--set", "gpu=["], "--set: gpu: '[' is not readable as a YAML value"),
+        (["{file}", "--set", "members.all.gpu=["], "--set: members.all.gpu: '[' is not readable"),
+        (["{file}", "--set", "members.v1.2.task.shot=8"], "task.shot: no such field; did you mean"),
         (["{file}", "--workers", "0"], "--workers: 0 is none"),
         (["{file}", "--workers", "2", "--scheduler", "tcp://x:1"], "name one"),
         (["{file}", "--scheduler", "x"], "--scheduler: x is not an address"),
@@ -74,7 +77,7 @@ def test_bad_input_is_one_line(
     arguments: list[str], words: str, tmp_path: Path, text_task: dict[str, str]
 ) -> None:
     file = tmp_path / "fleet.yaml"
-    whole = plan(text_task, "hf:/nowhere", [{"name": "all"}])
+    whole = plan(text_task, "hf:/nowhere", [{"name": "all"}, {"name": "v1.2"}])
     file.write_text(yaml.safe_dump(whole.model_dump(mode="json")), encoding="utf-8")
     told = [each.format(file=file) for each in arguments]
     result = CliRunner().invoke(app, ["fleet", *told, "--out", str(tmp_path / "out")])

@@ -15,10 +15,17 @@ from typer.testing import CliRunner
 from benchmarks.tiny_encoder import SPECIALS, save_tiny_encoder
 from exports.onnxfile import initializers, load_model
 from flows.cli import app
-from flows.specialize import specialize
+from flows.fleet import fleet_flow
+from flows.profile import profile_flow
+from flows.specialize import specialize, specialize_flow
+from flows.sweep import sweep_flow
 from tasks.config import Recipe
+from tasks.errors import RecipeError
+from tasks.fleet import Fleet
 from tasks.predict import predict
 from tasks.profile import require_profile
+from tasks.recipes import load_recipe
+from tasks.stage import without_prefect
 from tasks.summary import print_summary
 from tests.conftest import FILLERS, QUICK, WORDS, merged
 from tests.flows.test_bad_input import check
@@ -180,3 +187,38 @@ def test_winnow_profile_writes_what_a_recipe_takes(
     shrink = recipe.shrink.model_copy(update={"profile": str(out)})
     require_profile(recipe.model_copy(update={"shrink": shrink}))
     assert json.loads(out.read_text())["branch_ms"].keys() == first["table"]["branch_ms"].keys()
+
+
+def test_winnow_profile_times_the_format_that_decides(
+    write_recipe: Any, text_generalist: str, tmp_path: Path
+) -> None:
+    """Not the one that is stored, where shrink.plan_format names another."""
+    path, out = write_recipe(text_generalist, quantize={"format": "none"}), tmp_path / "host.json"
+    changes = ["shrink.plan_format=int8", "shrink.kinds=[neurons]", "target.speedup=0.5"]
+    with without_prefect():
+        profile_flow.fn(load_recipe(path, changes), str(out))
+    recipe = load_recipe(path, [*changes, f"shrink.profile={out}"])
+    require_profile(recipe.planned())
+    assert recipe.quantize.format == "none"
+
+
+def test_a_profile_is_checked_for_the_plan_before_anything_is_computed(
+    write_recipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "float.json"
+    known = {"schema": 1, "host": {}, "threads": 1, "batch": 1, "generalist_ms": 2.0}
+    file.write_text(json.dumps(known | {"base_ms": {"float32": 1.0}, "branch_ms": {}}))
+    begun: list[Recipe] = []
+    for module in ("specialize", "sweep"):
+        monkeypatch.setattr(f"flows.{module}.begin", begun.append)
+    path = write_recipe(quantize={"format": "none"}, shrink={"profile": str(file)})
+    plans = load_recipe(path, ["shrink.plan_format=int8", "target.speedup=2"])
+    with pytest.raises(RecipeError, match=r"has no int8 times.*shrink\.plan_format=int8"):
+        specialize_flow.fn(plans, str(tmp_path / "out"))
+    with pytest.raises(RecipeError, match=r"members\.one: .* has no int8 times"):
+        plain = plans.model_dump(mode="json") | {"members": [{"name": "one"}]}
+        fleet_flow.fn(Fleet.model_validate(plain), str(tmp_path / "out"))
+    # a sweep plans with int8 where that is one of its formats
+    with pytest.raises(RecipeError, match="has no int8 times"):
+        sweep_flow.fn(load_recipe(path), str(tmp_path / "out"))
+    assert not begun

@@ -186,6 +186,16 @@ def test_a_server_that_runs_elsewhere_is_used(monkeypatch: pytest.MonkeyPatch) -
         planned(None, 4299, 5299)
 
 
+def test_two_servers_do_not_listen_on_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    with pytest.raises(UserError, match=rf"^--mlflow-port: {port} is Prefect's port as well"):
+        planned(None, port, port)
+    # of a server that runs elsewhere the port here is of no account
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect.invalid:4200/api")
+    monkeypatch.setattr(rooms, "answers", lambda url: True)
+    assert planned(None, port, port).mlflow_elsewhere is None
+
+
 def test_bad_options_are_one_line_and_leave_nothing(home: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

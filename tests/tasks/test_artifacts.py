@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks import digests
 from tasks.artifacts import (
     Artifact,
     lock_of,
@@ -18,7 +19,7 @@ from tasks.artifacts import (
     workspace,
     write_atomically,
 )
-from tasks.digests import folder_digest, source_digest
+from tasks.digests import file_digest, folder_digest, source_digest
 from tasks.home import store
 from tasks.locks import locked
 
@@ -150,6 +151,30 @@ def test_a_table_that_names_images_is_digested_with_them(tmp_path: Path) -> None
     before = source_digest(str(table))
     (tmp_path / "a picture.png").write_bytes(b"2")
     assert source_digest(str(table)) != before
+
+
+def test_a_file_is_read_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time of writing set back, as `cp -p` and archives do, hides no change."""
+    path, read = tmp_path / "f", list[Path]()
+    plain = digests._digest_of
+
+    def noted(path: Path) -> str:
+        read.append(path)
+        return plain(path)
+
+    monkeypatch.setattr(digests, "_digest_of", noted)
+    path.write_bytes(b"one")
+    first = file_digest(path)
+    assert file_digest(path) == first and len(read) == 2  # it has only just been written
+    monkeypatch.setattr(digests, "_SETTLED_NS", 0)
+    assert file_digest(path) == file_digest(path) == first and len(read) == 3
+    before = path.stat()
+    time.sleep(0.02)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file_digest(path) != first
 
 
 def test_writing_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -306,7 +306,39 @@ def _as_structure(table: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("write", [_as_csv, _as_jsonl, _as_json, _as_parquet, _as_structure])
+def _after_a_long_cell(table: Path) -> Path:
+    with (path := table / "t.csv").open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(("image", "note"))
+        rows.writerows([("b.png", "n" * 200_000), ('a, "b".png', "x"), ("plain", "y")])
+    return path
+
+
+def _after_no_image(table: Path) -> Path:
+    images = [None, *({"bytes": None, "path": x} for x in ('a, "b".png', "plain"))]
+    pq.write_table(pa.table({"image": images}), path := table / "t.parquet")
+    return path
+
+
+def _after_no_image_in_json(table: Path) -> Path:
+    rows = [{"label": "x"}, *({"image": {"path": x}} for x in ('a, "b".png', "plain"))]
+    (path := table / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        _as_csv,
+        _as_jsonl,
+        _as_json,
+        _as_parquet,
+        _as_structure,
+        _after_a_long_cell,
+        _after_no_image,
+        _after_no_image_in_json,
+    ],
+)
 @pytest.mark.parametrize("named", ['a, "b".png', "plain"])
 def test_images_that_a_table_names_count(
     tmp_path: Path, write: Callable[[Path], Path], named: str

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -159,6 +161,32 @@ def test_the_first_stages_of_a_text(text_task: dict[str, str], text_generalist: 
     assert "models/generalists.py" in ran.files["load"]
 
 
+def test_what_sizes_cost_is_in_shrink_s_key(text_generalist: str) -> None:
+    """All that is read for the costs of levels, which no run of the other tests does in 4 bits."""
+    from models.generalists import load_generalist
+    from models.units import branches
+    from tasks.batches import blank
+    from tasks.budgets import costs_of, dense_costs
+
+    bundle = load_generalist(text_generalist)
+    batch = blank(bundle)
+    found = branches(bundle.model, batch)
+    sizes = {branch.name: [tuple(unit.groups for unit in branch.units)] for branch in found}
+    times = SimpleNamespace(branch_ms=defaultdict(lambda: {"float32": 1.0, "int8": 1.0}))
+    for wanted in (
+        {"format": "int4", "mean_bits": 3.0, "compensation": "eora", "compensation_rank": 4},
+        {"format": "int8"},
+        {"format": "none", "embeddings": "int4"},
+    ):
+        recipe = recipe_of(text_generalist, {"train": "a", "test": "b"}, quantize=wanted)
+        with recorded() as recorder:
+            recorder.running.append("shrink")
+            costs_of(bundle.model, batch, found, sizes, times, recipe.quantize)  # type: ignore[arg-type]
+            dense_costs(bundle.model, batch, recipe.quantize, vocabulary=0)
+        assert "quantize.format" in recorder.values["shrink"]
+        check_values(recorder)
+
+
 @pytest.mark.slow
 def test_a_whole_run_of_a_text(
     text_task: dict[str, str], text_generalist: str, tmp_path: Path
@@ -206,6 +234,29 @@ def test_several_draws_in_four_bits(
     }
     recorder, _ = run(recipe_of(text_generalist, text_task, **changes), draws)
     assert "task.seed" in recorder.values["spread"]
+
+
+def constants_of_wiring(text: str) -> set[str]:
+    """Constants that a module's source imports from the wiring, whose source is in no key."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module in _WIRING:
+            names = {alias.name for alias in node.names}
+            found |= {f"{node.module}.{name}" for name in names if name.isupper()}
+    return found
+
+
+def test_no_stage_computes_with_a_constant_of_the_wiring() -> None:
+    """Its change would recompute nothing; what only names a recipe's values is in the key."""
+    files: dict[str, Path] = {}
+    for stage in every_stage():
+        files |= import_closure(stage.body.__module__)
+    for name, path in files.items():
+        found = constants_of_wiring(path.read_text(encoding="utf-8")) - {"tasks.methods.RECOVERY"}
+        assert not found, f"{name} takes {sorted(found)}: move it to a module that keys cover"
+    assert constants_of_wiring("from tasks.precision import BLOCK, Quantize") == {
+        "tasks.precision.BLOCK"
+    }
 
 
 def test_the_check_itself_finds(text_task: dict[str, str], text_generalist: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -132,6 +134,22 @@ def test_what_cannot_be_read_is_said(
         read(write_rows(tmp_path / "t.jsonl", rows), **options)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("strange", [-1, 2])
+def test_an_index_that_is_no_class_is_no_label(tmp_path: Path, strange: int) -> None:
+    """-1 is what `datasets` writes where it has no label; counted from the end it is a class."""
+    kind = datasets.ClassLabel(names=["neg", "pos"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": kind})
+    facts = features.arrow_schema.metadata  # the names; `datasets` itself would refuse a 2
+    table = pa.table({"text": ["x", "y", "z"], "label": pa.array([0, 1, strange], pa.int64())})
+    pq.write_table(table.replace_schema_metadata(facts), tmp_path / "t.parquet")
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "t.parquet")
+    told = str(caught.value)
+    for words in ("row 2: no label", f"{strange} is none of its 2", "task.unlabelled"):
+        assert words in told
+    assert read(tmp_path / "t.parquet", labelled=False).raw(2) == "z"
 
 
 @pytest.mark.parametrize(

@@ -105,8 +105,26 @@ def test_a_link_cannot_lead_out_of_an_image_folder(task: Path) -> None:
     assert "task.allow_outside_files: true" in str(caught.value)
     assert len(read(task, allow_outside=True)) == 4
     (task / "b" / "link.png").unlink()
-    (task / "c").symlink_to(task.parent)
-    read(task)  # a linked folder is not walked into
+
+
+def test_a_linked_class_folder_is_read_with_leave_and_refused_without(task: Path) -> None:
+    (task / "own.png").unlink()
+    inside_, outside = task / "a", task.parent / "photos"
+    for at, folder in enumerate((inside_, outside)):
+        folder.mkdir()
+        (folder / "x.png").write_bytes(png(at))
+    (outside / "loop").symlink_to(task)
+    (task / "b").symlink_to(outside)
+    with pytest.raises(DataError, match=r"b/x.png is a link to a file outside") as caught:
+        read(task)
+    assert "task.allow_outside_files: true" in str(caught.value)
+    source = read_source("task.train", str(task), split="train", allow_outside=True)
+    assert source.labels == ("a", "b") and source.raw(1) == png(1)
+    (task / "b").unlink()
+    outside.rename(task / "c")
+    (task / "c" / "loop").unlink()
+    (task / "b").symlink_to("c")  # one folder under two names counts once
+    assert read_source("task.train", str(task), split="train").labels == ("a", "b")
 
 
 def test_inside_follows_links(tmp_path: Path) -> None:

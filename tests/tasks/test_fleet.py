@@ -135,6 +135,17 @@ def test_changes_are_for_all_or_for_one(write: Callable[..., Path]) -> None:
         load_fleet(write(), ["members.nobody.task.shots=2"])
 
 
+def test_a_member_s_name_may_hold_dots(write: Callable[..., Path]) -> None:
+    members = [{"name": name, "task": {"train": "a.csv"}} for name in ("v1", "v1.2", "v1.2.task")]
+    changes = ["members.v1.2.task.shots=3", "members.v1.task.shots=2", "members.v1.2.gpu=true"]
+    fleet = load_fleet(write(members=members[:2]), changes)
+    assert {name: each.task.shots for name, each in fleet.recipes().items()} == {"v1": 2, "v1.2": 3}
+    assert fleet.takes_gpu() == {"v1": False, "v1.2": True}
+    # the longest name that fits is meant
+    fleet = load_fleet(write(members=members), ["members.v1.2.task.task.shots=3"])
+    assert [each.task.shots for each in fleet.recipes().values()] == [8, 8, 3]
+
+
 def test_paths_are_found_beside_the_file(write: Callable[..., Path], tmp_path: Path) -> None:
     for name in ("a.csv", "test.csv"):
         (tmp_path / name).touch()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -124,6 +125,36 @@ def test_what_a_run_under_way_or_a_holder_needs_stays_however_young_is_kept(home
         assert made.intact()
     names = {item.path.name for item in gc.plan(keep_runs=0, older_than=0).going}
     assert names == {"before", "of the run", "being made"}
+
+
+@pytest.mark.parametrize("name", ["gone", ".making-gone"])
+def test_what_another_process_removes_while_it_is_looked_at_is_gone(
+    home: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    make("stays")
+    going = make("gone").folder
+    going.rename(going.with_name(name))
+    going = going.with_name(name)
+    scandir, stat = os.scandir, os.stat
+
+    def removed_first(path: Any = ".") -> Any:
+        if isinstance(path, str | Path) and Path(path) == going and going.exists():
+            shutil.rmtree(going)
+        return scandir(path)
+
+    def removed_then(path: Any, **options: Any) -> Any:
+        found = stat(path, **options)
+        if isinstance(path, str | Path) and Path(path).name == "weights":
+            os.unlink(path)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", removed_first)
+        gc.plan(keep_runs=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", removed_then)
+        items = gc.plan(keep_runs=0).items
+    assert [item.path.name for item in items] == ["stays"] and not going.exists()
 
 
 def test_what_is_used_or_made_between_plan_and_removal_stays(home: Path) -> None:

@@ -226,6 +226,37 @@ def test_pictures_need_no_generalist_and_are_named_by_rows(tmp_path: Path) -> No
         leaks.compute(stopped, data, data)
 
 
+def test_copies_inside_the_test_set_count_once(run: Run) -> None:
+    """An interval over every example twice would be narrower by a third than it may be."""
+    once, _ = run(near="ignore")
+    again = [(text.upper(), label) for text, label in TEST]
+    twice, leaked = run([*TEST, *again], near="ignore")
+    assert twice.metrics["test"] == once.metrics["test"]
+    assert twice.metrics["content"] == once.metrics["content"]
+    assert (once.metrics["dropped"], twice.metrics["dropped"]) == (1, 6)
+    for name in ("test.parquet", "support.parquet"):
+        assert (twice.folder / name).read_bytes() == (once.folder / name).read_bytes()
+    assert twice.json_file("rows.json")["test"] == [0, 2, 3, 4]
+    report = leaked.json_file("leaks.json")
+    assert (report["repeats"], report["conflicts"], report["dropped"]) == (5, 0, 6)
+    told = leaked.metrics["warnings"]
+    assert any("5 test examples repeat an earlier one (such as 'please help" in t for t in told)
+    assert "1 test examples are left out for it" in told
+
+
+def test_a_copy_inside_the_test_set_under_another_label_is_a_conflict(run: Run) -> None:
+    clean = [TEST[0], TEST[3]]
+    _, leaked = run([*clean, (TEST[0][0], "parcel")], near="ignore")
+    report = leaked.json_file("leaks.json")
+    assert (report["repeats"], report["conflicts"], report["exact"]) == (1, 1, 0)
+    assert report["found"] == []  # its rows would be read as rows of task.train
+    assert any("1 example has two labels" in line for line in leaked.metrics["warnings"])
+    with pytest.raises(DataError, match=r"task.test: .*two labels .*'please help with the pin "):
+        run([*clean, (TEST[0][0], "parcel")], near="ignore", conflicts="stop")
+    with pytest.raises(DataError, match=r"task.test: every example of class 'parcel' .*mend"):
+        run([TEST[0], (TEST[0][0], "parcel")], near="ignore")
+
+
 def test_source_rows_are_written_beside_the_splits(run: Run) -> None:
     data, _ = run()
     rows = json.loads((data.folder / "rows.json").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,14 @@ from PIL import Image
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
 from tasks.errors import DataError
+from tasks.examples import sort_examples
 from tasks.home import store
 from tasks.outside import outside_inputs, outside_source
+from tasks.prepare import prepare, require_outside
 from tasks.recipes import parse_recipe
 from tasks.sources import DIGITS, read_source
 from tasks.splits import Split
+from tasks.verify import verify
 from tests.conftest import FILLERS, text_rows, write_rows
 
 
@@ -38,7 +42,7 @@ def prepared(sources: dict[str, str], classes: list[str]) -> Artifact:
     return Artifact(stage="prepare", path="prepare/x", sha256="", key="x", metrics=facts)
 
 
-def recipe_of(sources: dict[str, str], seed: int = 0, **limits: Any) -> Recipe:
+def recipe_of(sources: dict[str, Any], seed: int = 0, **limits: Any) -> Recipe:
     task = {**sources, "seed": seed}
     return parse_recipe(
         {"name": "x", "generalist": {"source": "hf:/nowhere"}, "task": task, "limits": limits}
@@ -84,6 +88,56 @@ def test_damaged_images_of_other_classes_do_not_stop_a_run(
     (folder / "c.png").unlink()
     with pytest.raises(DataError, match=r"^limits\.outside: .*has 1 readable .* or leave it out$"):
         outside_inputs(recipe_of(image_task, outside=str(folder)), data)
+    with pytest.raises(DataError, match=r"^limits\.outside: .*has 1 readable .* or leave it out$"):
+        require_outside(recipe_of(image_task, outside=str(folder)), data)  # before any compute
+    one = recipe_of(image_task, outside=str(folder), samples=1)
+    require_outside(one, data)
+    assert len(outside_inputs(one, data)[1]) == 1
+
+
+def test_the_test_set_itself_holds_nothing_from_outside(text_task: dict[str, str]) -> None:
+    """Left out, its other classes would be shown, or another domain: it has another key."""
+    plain = recipe_of(text_task)
+    named = recipe_of(text_task, outside=text_task["test"])
+    data = prepared(text_task, ["card", "parcel", "refund"])
+    require_outside(plain, data)
+    with pytest.raises(DataError, match=r"limits\.outside: .*has 0 readable"):
+        require_outside(named, data)
+    assert verify.key(plain, data) != verify.key(named, data)
+
+
+@pytest.fixture
+def beside(tmp_path: Path) -> dict[str, str]:
+    """Tables whose images lie in a folder beside theirs, as the recipe allows."""
+    random = np.random.default_rng(0)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "images").mkdir()
+    sources = {}
+    for split in ("train", "test", "other"):
+        lines = ["image,label"]
+        for at in range(4):
+            pixels = random.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / f"{split}-{at}.png")
+            lines.append(f"../images/{split}-{at}.png,{'ab'[at % 2]}")
+        path = tmp_path / "tables" / f"{split}.csv"
+        path.write_text("\n".join(lines) + "\n")
+        sources[split] = str(path)
+    return sources
+
+
+def test_files_outside_their_folder_are_read_where_the_recipe_allows_it(
+    beside: dict[str, str],
+) -> None:
+    other = beside.pop("other")
+    allowed = recipe_of({**beside, "allow_outside_files": True, "shots": 2}, outside=other)
+    data = prepare.compute(allowed)
+    require_outside(allowed, data)
+    assert len(outside_inputs(allowed, data)[1]) == 4
+    with pytest.raises(DataError, match=r"limits\.outside: .*has 0 readable"):
+        require_outside(recipe_of({**beside, "shots": 2}, outside=other), data)
+    served: Any = SimpleNamespace(recipe=allowed, specialist=SimpleNamespace(modality="image"))
+    reference: Any = SimpleNamespace(classes=("a", "b"), learnt=frozenset(), known={})
+    assert sort_examples(served, reference, None).fresh == [0, 1, 2, 3]
 
 
 def test_a_named_source_needs_no_labels_but_the_right_modality(

@@ -107,7 +107,45 @@ def test_no_sweep_in_the_folder_is_one_line(tmp_path: Any) -> None:
         recipe_from_sweep(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1, "points": [3]}', '{"schema": 2}'])
+ROW = {"point": "2x-int8", "path": [1.5, 2], "speedup_asked": 2, "sparsity_asked": None}
+SWEPT = {"schema": 1, "picked": "2x-int8", "picked_why": "", "points": [ROW | {"format": "int8"}]}
+
+
+def altered(**changes: Any) -> str:
+    """A sweep of one point, in which this is another."""
+    return json.dumps({**SWEPT, "points": [ROW | {"format": "int8"} | changes]})
+
+
+def test_a_sweep_of_one_point_is_read(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps(SWEPT))
+    (tmp_path / "recipe.yaml").write_text(
+        "{name: n, generalist: {source: 'hf:x'}, task: {train: a, test: b}}"
+    )
+    found = recipe_from_sweep(tmp_path)
+    assert found.shrink.path == [1.5, 2.0] and found.quantize.format == "int8"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"schema": 1, "points": [3]}',
+        '{"schema": 2}',
+        "[" * 100_000,
+        json.dumps(SWEPT | {"schema": 2}),
+        json.dumps(SWEPT | {"picked": 7}),
+        altered(format="fp8"),
+        altered(path=None),
+        altered(path=5),
+        altered(path=["x"]),
+        altered(path=[]),
+        altered(path=[2, 3]),
+        altered(point=["x"]),
+        altered(speedup_asked=None, path=[]),
+    ],
+)
 def test_what_is_no_sweep_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(RecipeError, match=r"sweep\.json is not a sweep of this version"):
@@ -116,14 +154,7 @@ def test_what_is_no_sweep_is_one_line(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("text", [None, "name: [", "7", "name: x"])
 def test_a_sweep_without_a_sound_recipe_is_one_line(tmp_path: Path, text: str | None) -> None:
-    row = {"point": "2x-int8", "path": [2], "speedup_asked": 2, "sparsity_asked": None}
-    sweep = {
-        "schema": 1,
-        "picked": "2x-int8",
-        "picked_why": "",
-        "points": [row | {"format": "int8"}],
-    }
-    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+    (tmp_path / "sweep.json").write_text(json.dumps(SWEPT))
     if text is not None:
         (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(RecipeError, match=r"recipe\.yaml"):

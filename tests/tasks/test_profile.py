@@ -41,6 +41,17 @@ def recipe(profile: Path, **changes: Any) -> Any:
         (json.dumps(PLAIN | {"threads": 4}), "verify.threads 4, the recipe has 1"),
         (json.dumps(PLAIN | {"batch": 8}), "verify.batch 8, the recipe has 1"),
         (json.dumps(PLAIN | {"base_ms": {"float32": 1.0}}), "no int8 times"),
+        ("[" * 200_000, "is not JSON"),
+        (json.dumps(PLAIN | {"base_ms": None}), "is not a profile (base_ms: "),
+        (json.dumps(PLAIN | {"base_ms": 5}), "is not a profile (base_ms: "),
+        (json.dumps(PLAIN | {"base_ms": {"int8": "1"}}), "(base_ms.int8: "),
+        (json.dumps(PLAIN | {"host": [1]}), "(host: "),
+        (json.dumps(PLAIN | {"branch_ms": [1]}), "(branch_ms: "),
+        (json.dumps(PLAIN | {"branch_ms": {"a": {"int8": -1.0}}}), "(branch_ms.a.int8: "),
+        (json.dumps(PLAIN | {"generalist_ms": "x"}), "(generalist_ms: "),
+        (json.dumps(PLAIN | {"generalist_ms": -3.0}), "(generalist_ms: "),
+        (json.dumps(PLAIN | {"generalist_ms": float("nan")}), "(generalist_ms: "),
+        (json.dumps(PLAIN | {"threads": "1"}), "(threads: "),
     ],
 )
 def test_a_file_that_cannot_be_planned_with(
@@ -58,6 +69,9 @@ def test_a_file_that_cannot_be_planned_with(
 def test_another_host_is_allowed(tmp_path: Path) -> None:
     path = tmp_path / "server.json"
     path.write_text(json.dumps(PLAIN | {"host": {"cpu": "another"}}))
+    require_profile(recipe(path))
+    # parts that are timed one by one can add up to more than the whole
+    path.write_text(json.dumps(PLAIN | {"base_ms": {"float32": -1.0, "int8": -0.5}}))
     require_profile(recipe(path))
     float_only = PLAIN | {"base_ms": {"float32": 1.0}}
     path.write_text(json.dumps(float_only))

@@ -232,6 +232,47 @@ def test_rollback_passes_over_what_is_gone(register: Register) -> None:
     assert champion() == "1" and "passed over tiny/2" in outcome["reasons"][0]
 
 
+def test_rollback_leaves_a_champion_that_nobody_examined(
+    register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was decided on one version does not take down another that came meanwhile."""
+    for at in range(2):
+        promote(f"{NAME}/{register(SOME, extra_bytes=16 * at).number}", force=True)
+    better = register(WORDS)
+
+    def take_over() -> None:
+        registry.crown(better, ["2", "1"], tags={}, about="")
+
+    fetch = promotion.fetch_sound
+
+    def meanwhile(chosen: registry.Version, into: Path) -> Path:
+        take_over()
+        return fetch(chosen, into)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "fetch_sound", meanwhile)
+        outcome = roll_back(NAME, "1", "2")  # it is taken over just before the alias moves
+    for seen in (outcome, roll_back(NAME, "1", "2")):  # and once it was
+        assert (seen["action"], seen["version"], champion()) == ("kept", "3", "3")
+        assert seen["reasons"] == ["tiny/3 became champion after tiny/2 was examined"]
+    assert roll_back(NAME, "2", "3")["action"] == "rolled back" and champion() == "2"
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "fetch_sound", meanwhile)
+        with pytest.raises(RecipeError, match="the champion of tiny has changed meanwhile"):
+            roll_back(NAME)
+    assert champion() == "3"
+
+
+def test_rollback_goes_to_no_version_that_was_not_champion(register: Register) -> None:
+    for at in range(3):
+        register(SOME, extra_bytes=16 * at)
+    for number in ("1", "2"):
+        promote(f"{NAME}/{number}", force=True)
+    with pytest.raises(RecipeError, match=r"tiny/3 is no former champion of tiny/2; those are: 1"):
+        roll_back(NAME, "3")
+    assert champion() == "2"
+
+
 def test_promote_finds_the_stored_test_set(register: Register) -> None:
     promote(f"{NAME}/{register(FEW).number}")
     assert promote(f"{NAME}/{register(SOME).number}")["comparison"]["n"] == 120

@@ -163,6 +163,21 @@ def test_an_earlier_champion_that_is_better_comes_back(line: Line) -> None:
     assert gains["1"]["gain_ci"] == pytest.approx(expected[1:3])
 
 
+def test_the_pool_that_it_was_distilled_on_is_not_new(line: Line, tmp_path: Path) -> None:
+    train = Path(line.task["train"]).read_text().splitlines()
+    for pool, known, fresh in (("rest", ALL, 0), (None, {"card": ALL["card"]}, len(train) - 24)):
+        recipe = recipe_of(line.task, task={"unlabelled": pool})
+        made = add_version(tmp_path / str(pool), recipe, known)
+        found = examine(crown(made), line.task["train"])["labelled"]
+        assert found["n_fresh"] == fresh  # 24: eight shots of each of three classes
+    other = str(write_rows(tmp_path / "generic.jsonl", text_rows(9, 90)))
+    changes = {"task": {"generic": other}, "prune": {"calibration": "generic", "samples": 100}}
+    recipe = recipe_of(line.task, **changes)
+    made = add_version(tmp_path / "other", recipe, {"refund": ALL["refund"]})
+    # as many as there are shots were drawn of the 27
+    assert examine(crown(made), other)["labelled"]["n_fresh"] == 3
+
+
 def test_equal_promotions_may_not_add_up(line: Line) -> None:
     """Nothing is new, but the first of the line was better on the very test set."""
     champion = version("3", "2", "1")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from flows.family import Family
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
 from tasks.errors import RecipeError
@@ -45,6 +47,33 @@ def test_where_none_is_in_reach_the_fastest_is_told() -> None:
 def test_left_out_they_go_from_the_format_alone_to_three_times_that_in_equal_ratios() -> None:
     assert speeds_of(recipe(structures=3), profiled(8, 4, 0.1)) == [2.0, 3.46, 6.0]
     assert speeds_of(recipe(structures=2), profiled(8, 4, 2)) == [2.0, 4.0]  # less is in reach
+
+
+def test_an_adaptive_search_adds_speeds_where_none_are_named() -> None:
+    wanted = recipe(structures=5, search="adaptive")
+    speeds = speeds_of(wanted, profiled(8, 4, 0.1))
+    assert speeds == [2.0, 3.46, 6.0]
+    nothing: Any = None
+    family, climbed = Family(wanted, nothing, nothing, nothing, nothing), list[float]()
+    family.students = dict.fromkeys(speeds, nothing)
+
+    def climb(speed: float) -> None:
+        climbed.append(speed)
+        family.students[speed] = nothing
+
+    def point(name: str) -> Any:
+        agreement = 1.0 if float(name.partition("x")[0]) < 4 else 0.5
+        return SimpleNamespace(held_out=SimpleNamespace(metrics={"agreement": agreement}))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(family, "climb", climb)
+        patch.setattr(family, "point", point)
+        family.refine()
+    # between the last that is as good as the teacher and the first that is not
+    assert climbed == [4.56, 3.97]
+    # few are the ends alone
+    for count, found in ((3, [2.0, 6.0]), (2, [2.0, 6.0]), (1, [2.0])):
+        assert speeds_of(recipe(structures=count, search="adaptive"), profiled(8, 4, 0.1)) == found
 
 
 def test_parts_that_add_up_to_more_than_the_whole_leave_everything_in_reach() -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from tasks.artifacts import Artifact
 from tasks.config import Recipe
+from tasks.digests import changed, source_digest
+from tasks.errors import UserError
 from tasks.home import store
 from tasks.recipes import parse_recipe
 from tasks.stage import stage
@@ -125,3 +127,63 @@ def test_a_failing_stage_leaves_nothing() -> None:
     with pytest.raises(RuntimeError, match="on purpose"):
         failing.compute(recipe())
     assert list((store() / "failing").iterdir()) == []
+
+
+def test_a_source_that_changes_while_it_is_read_is_not_published(tmp_path: Path) -> None:
+    """Under the key of what was there first it would be reused when that is back."""
+    source = tmp_path / "train.csv"
+    source.write_text("first")
+    during = ["second"]
+
+    def content(recipe: Recipe) -> dict[str, str]:
+        return {"task.train": source_digest(recipe.task.train)}
+
+    @stage(outside=content)
+    def reader(recipe: Recipe, *, into: Path, progress: Any) -> dict[str, Any]:
+        if during:
+            source.write_text(during.pop())
+        (into / "read").write_text(source.read_text())
+        return {}
+
+    asked = recipe(task={"train": str(source), "test": "b"})
+    with pytest.raises(UserError, match=r"^task.train changed while it was read .* run again$"):
+        reader.compute(asked)
+    assert list((store() / "reader").iterdir()) == []
+    source.write_text("first")
+    assert (reader.compute(asked).folder / "read").read_text() == "first"
+
+
+def test_an_input_that_is_made_anew_meanwhile_is_not_built_upon() -> None:
+    times = iter("123456789")
+    during: list[Any] = []
+
+    @stage()
+    def timed(recipe: Recipe, *, into: Path, progress: Any) -> dict[str, Any]:
+        (into / "table").write_text(next(times))
+        return {}
+
+    @stage()
+    def chosen(recipe: Recipe, made: Artifact, *, into: Path, progress: Any) -> dict[str, Any]:
+        (into / "read").write_text((made.folder / "table").read_text())
+        if during:
+            during.pop()()
+        return {}
+
+    made = timed.compute(recipe())
+    during.append(lambda: timed.compute(recipe(cache="off")))
+    with pytest.raises(UserError, match=r"^chosen: another run made its timed anew"):
+        chosen.compute(recipe(), made)
+    assert list((store() / "chosen").iterdir()) == []
+    again = timed.compute(recipe())
+    assert (chosen.compute(recipe(), again).folder / "read").read_text() == "2"
+
+
+def test_a_hub_that_does_not_answer_at_one_time_has_not_changed() -> None:
+    known, silent, other = (f"name:a/b:{x}" for x in ("c" * 40, None, "d" * 40))
+    for before, now, expected in (
+        (known, silent, []),
+        (silent, known, []),
+        (known, other, ["x"]),
+        ("a file's", silent, ["x"]),
+    ):
+        assert changed({"x": before}, {"x": now}) == expected

@@ -59,6 +59,7 @@ def run(home: Path, tmp_path: Path, empty_store: Path) -> Callable[..., dict[str
         *,
         kept: list[int] | None = None,
         verdict: str = "pass",
+        out: Path = tmp_path / "out",
         **track_section: Any,
     ) -> dict[str, Any]:
         nonlocal count
@@ -105,7 +106,7 @@ def run(home: Path, tmp_path: Path, empty_store: Path) -> Callable[..., dict[str
                 artifact("export", f"specialist-{count}", exported),
                 artifact("verify", f"verified-{count}", verified),
                 [],
-                tmp_path / "out",
+                out,
                 time.time(),
                 kept=kept,
             )
@@ -151,6 +152,16 @@ def test_a_version_carries_what_it_was_made_of(
     assert (
         report["champion"] == json.loads((tmp_path / "out" / "report.json").read_text())["champion"]
     )
+
+
+def test_without_a_folder_for_its_results_there_is_no_version(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    with pytest.raises(OSError):
+        run(out=tmp_path / ("x" * 300))
+    assert registry.champion_of("tiny") is None
+    with registry.pointed():
+        assert not mlflow.MlflowClient().search_model_versions()
 
 
 def test_a_rerun_is_the_same_version_and_a_change_is_another(

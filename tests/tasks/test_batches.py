@@ -13,10 +13,12 @@ from compression.losses import UNLABELLED
 from tasks import batches
 from tasks.artifacts import Artifact
 from tasks.cache import import_closure
-from tasks.config import Recipe
+from tasks.config import Recipe, Task
 from tasks.home import store
+from tasks.prepare import prepare
 from tasks.recipes import parse_recipe
 from tasks.splits import Split
+from tests.conftest import write_rows
 from tests.tasks.recorded import every_stage
 
 SHOTS = 128
@@ -97,11 +99,29 @@ def test_generic_inputs_are_all_calibrated_on(monkeypatch: pytest.MonkeyPatch) -
     assert sorted(rows) == list(range(1000, 1100))
 
 
+def test_as_many_generic_inputs_are_drawn_as_the_tasks_own(tmp_path: Path) -> None:
+    """Of 2 x 12 rows 4 are shots; of the pool of 20 rows 4 are held out."""
+    rows = [
+        {"text": f"{name} {at}", "label": name}
+        for name, count in (("a", 12), ("b", 12), ("c", 40))
+        for at in range(count)
+    ]
+    test = [{"text": f"test {name}", "label": name} for name in "ab"]
+    task: dict[str, Any] = {
+        "train": str(write_rows(tmp_path / "train.jsonl", rows)),
+        "test": str(write_rows(tmp_path / "test.jsonl", test)),
+        "classes": ["a", "b"],
+        "shots": 2,
+        "unlabelled": "rest",
+    }
+    data = prepare.compute(recipe(calibration="generic").model_copy(update={"task": Task(**task)}))
+    assert data.metrics["unlabelled"]["n"] == data.metrics["generic"]["n"] == 20  # 4 + 20 - 4
+
+
 @pytest.mark.parametrize("name", ["export", "prune", "quantize", "shrink", "smooth"])
 def test_keys_cover_what_is_calibrated_on(name: str) -> None:
     (stage,) = (each for each in every_stage() if each.name == name)
     closure = import_closure(stage.body.__module__)
-    assert {"tasks.batches", "tasks.splits"} <= set(closure) - {"tasks.stage"}
+    assert {"tasks.batches", "tasks.splits"} <= set(closure)
     covered = {value for read in stage.reads for value in (read, f"{read}.samples")}
     assert {"task.seed", "prune.samples"} <= covered
-    assert Path(closure["tasks.batches"]).is_file()
